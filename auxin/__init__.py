@@ -1,0 +1,29 @@
+"""auxin: grow neural networks while they train."""
+
+from auxin.budgets import count, ratio
+from auxin.errors import AuxinError
+from auxin.graph import Graph, trace
+from auxin.grower import Grower, deepen, widen
+from auxin.methods import METHODS
+from auxin.surgery import History
+from auxin.triggers import every, plateau
+from auxin.types import Event, GrowthPlan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "AuxinError",
+    "Event",
+    "Graph",
+    "Grower",
+    "GrowthPlan",
+    "History",
+    "count",
+    "deepen",
+    "every",
+    "plateau",
+    "ratio",
+    "trace",
+    "widen",
+]

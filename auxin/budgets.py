@@ -1,0 +1,267 @@
+"""How much to grow, and where to stop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from auxin.errors import ConfigError
+from auxin.graph import Graph
+
+__all__ = ["Allocated", "Amount", "Cap", "count", "parse_cap", "ratio"]
+
+Unit = Literal["neurons", "parameters", "flops"]
+Scope = Literal["per_group", "global"]
+_SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A budget of neurons, parameters or FLOPs; see ``ratio`` and ``count``.
+
+    Attributes:
+        value: A fraction of what is there (ratio) or a number (count).
+        relative: Whether the value is a fraction.
+        of: What is counted.
+        scope: Whether every group gets the amount, or all together.
+        groups: Names of the groups that may grow; None means every growable one.
+        allow_inexact: Whether groups whose growth changes the function take part.
+    """
+
+    value: float
+    relative: bool
+    of: Unit = "neurons"
+    scope: Scope = "per_group"
+    groups: tuple[str, ...] | None = None
+    allow_inexact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.of not in ("neurons", "parameters", "flops"):
+            raise ConfigError(f"A budget counts neurons, parameters or flops, not {self.of!r}.")
+        if self.scope not in ("per_group", "global"):
+            raise ConfigError(f"A budget is per_group or global, not {self.scope!r}.")
+        if not self.value > 0:
+            raise ConfigError(f"A budget must be above 0, not {self.value}.")
+
+    def allocate(self, graph: Graph) -> dict[str, int]:
+        """Return the number of units to add to each group; groups that stay as they are are absent."""
+        sizes = self.sizes(graph)
+        if not sizes:
+            return {}
+        if self.scope == "per_group":
+            wanted = {name: self._alone(graph, name, size) for name, size in sizes.items()}
+        elif self.of == "neurons":
+            total = self.value * sum(sizes.values()) if self.relative else self.value
+            wanted = _largest_remainder(sizes, round_half_up(total))
+        else:
+            wanted = self._together(graph, sizes)
+        return {name: by for name, by in wanted.items() if by > 0}
+
+    def sizes(self, graph: Graph) -> dict[str, int]:
+        """Return the current size of every group that may grow."""
+        if self.groups is None:
+            return {group.name: group.size for group in graph.growable(self.allow_inexact)}
+        return {name: graph[name].size for name in self.groups}
+
+    def _alone(self, graph: Graph, name: str, size: int) -> int:
+        if self.relative:
+            # What a group costs is proportional to its size, so a fraction of it is the same in every unit.
+            return max(1, round_half_up(self.value * size))
+        if self.of == "neurons":
+            return round_half_up(self.value)
+        measure = _measure(graph, self.of)
+        per_unit = measure({name: size + 1}) - measure({})
+        return int(self.value // per_unit) if per_unit > 0 else 0
+
+    def _together(self, graph: Graph, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Grow all groups by one fraction, as far as the amount of parameters or FLOPs goes."""
+        measure = _measure(graph, self.of)
+        now = measure({})
+        limit = now * (1 + self.value) if self.relative else now + self.value
+        high = 1.0
+        while measure(_grown(sizes, high)) <= limit and high < 1e6:
+            high *= 2
+        low = 0.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if measure(_grown(sizes, middle)) <= limit else (low, middle)
+        wanted = {name: size - sizes[name] for name, size in _grown(sizes, low).items()}
+        return _fill(wanted, sizes, lambda units: measure(_plus(sizes, units)) <= limit)
+
+
+def _measure(graph: Graph, of: str) -> Callable[[Mapping[str, int]], float]:
+    return graph.num_parameters if of == "parameters" else graph.flops
+
+
+def _grown(sizes: Mapping[str, int], fraction: float) -> dict[str, int]:
+    return {name: size + int(size * fraction) for name, size in sizes.items()}
+
+
+def _plus(sizes: Mapping[str, int], units: Mapping[str, int]) -> dict[str, int]:
+    return {name: sizes[name] + by for name, by in units.items()}
+
+
+def _fill(
+    units: Mapping[str, int],
+    sizes: Mapping[str, int],
+    fits: Callable[[Mapping[str, int]], bool],
+    wish: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Add single units, smallest groups first, as long as they fit, one to each group at the most."""
+    result = dict(units)
+    for name in sorted(result, key=lambda n: sizes[n]):
+        more = {**result, name: result[name] + 1}
+        if (wish is None or more[name] <= wish[name]) and fits(more):
+            result = more
+    return result
+
+
+def _largest_remainder(sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    """Split a number of units in proportion to the groups' sizes; the total is met exactly."""
+    whole = sum(sizes.values())
+    exact = {name: total * size / whole for name, size in sizes.items()}
+    result = {name: int(share) for name, share in exact.items()}
+    rest = sorted(exact, key=lambda name: result[name] - exact[name])
+    for name in rest[: total - sum(result.values())]:
+        result[name] += 1
+    return result
+
+
+def round_half_up(value: float) -> int:
+    """Round to the nearest whole number, halves up (40.5 to 41), as the published sizes do."""
+    return int(value + 0.5)
+
+
+def ratio(
+    fraction: float,
+    of: Unit = "neurons",
+    scope: Scope = "per_group",
+    groups: Sequence[str] | None = None,
+    allow_inexact: bool = False,
+) -> Amount:
+    """Grow by a fraction of what is there.
+
+    Args:
+        fraction: 0.35 adds 35 %.
+        of: What is counted: neurons, parameters or FLOPs of the example forward.
+        scope: ``per_group`` gives every group its fraction; ``global`` spends one amount over all groups.
+        groups: Names of the groups that may grow; every growable one if None.
+        allow_inexact: Whether groups whose growth changes the function take part.
+
+    Returns:
+        The budget.
+    """
+    return Amount(fraction, True, of, scope, None if groups is None else tuple(groups), allow_inexact)
+
+
+def count(
+    number: float,
+    of: Unit = "neurons",
+    scope: Scope = "per_group",
+    groups: Sequence[str] | None = None,
+    allow_inexact: bool = False,
+) -> Amount:
+    """Grow by a number of neurons, parameters or FLOPs.
+
+    Args:
+        number: How many.
+        of: What is counted.
+        scope: ``per_group`` gives the number to every group; ``global`` to all together.
+        groups: Names of the groups that may grow; every growable one if None.
+        allow_inexact: Whether groups whose growth changes the function take part.
+
+    Returns:
+        The budget.
+    """
+    return Amount(number, False, of, scope, None if groups is None else tuple(groups), allow_inexact)
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """A budget that is already decided, unit by unit.
+
+    Attributes:
+        units: Number of units to add to each group.
+    """
+
+    units: Mapping[str, int]
+
+    def allocate(self, graph: Graph) -> dict[str, int]:
+        """Return the units as given."""
+        return dict(self.units)
+
+
+@dataclass(frozen=True)
+class Cap:
+    """A size that growth may not exceed.
+
+    Attributes:
+        of: What is limited.
+        limit: The largest number allowed.
+    """
+
+    of: Unit
+    limit: float
+
+    def holds(self, graph: Graph, units: Mapping[str, int]) -> bool:
+        """Return whether the model stays within the cap with these units added."""
+        sizes = {name: graph[name].size + by for name, by in units.items()}
+        if self.of == "neurons":
+            others = sum(g.size for g in graph.growable() if g.name not in sizes)
+            return others + sum(sizes.values()) <= self.limit
+        return _measure(graph, self.of)(sizes) <= self.limit
+
+    def clip(self, graph: Graph, units: Mapping[str, int]) -> dict[str, int]:
+        """Shrink an allocation, all groups alike, until it fits; empty if not even one unit does."""
+        if self.holds(graph, units):
+            return dict(units)
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            fits = self.holds(graph, {name: int(by * middle) for name, by in units.items()})
+            low, high = (middle, high) if fits else (low, middle)
+        clipped = {name: int(by * low) for name, by in units.items()}
+        if not self.holds(graph, clipped):
+            return {}
+        sizes = {name: graph[name].size for name in units}
+        filled = _fill(clipped, sizes, lambda more: self.holds(graph, more), wish=units)
+        return {name: by for name, by in filled.items() if by > 0}
+
+
+def parse_number(text: str) -> float:
+    """Read a number such as ``325k`` or ``1.2M``.
+
+    Args:
+        text: Digits, optionally with k, M, G or B behind.
+
+    Returns:
+        The number.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    match = re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*([kKmMgGbB]?)\s*", text)
+    if not match:
+        raise ConfigError(f"{text!r} is not a number such as 325k or 1.2M.")
+    return float(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
+
+
+def parse_cap(text: str) -> Cap:
+    """Read a final cap such as ``params<=325k``.
+
+    Args:
+        text: ``params``, ``flops`` or ``neurons``, then ``<=`` and a number.
+
+    Returns:
+        The cap.
+
+    Raises:
+        ConfigError: If the text has another form.
+    """
+    match = re.fullmatch(r"\s*(params|parameters|flops|neurons)\s*<=?\s*(.+)", text)
+    if not match:
+        raise ConfigError(f"until={text!r} is not understood; write for example 'params<=325k' or 'flops<=20M'.")
+    of: Unit = "parameters" if match[1] in ("params", "parameters") else match[1]  # type: ignore[assignment]
+    return Cap(of, parse_number(match[2]))

@@ -1,0 +1,117 @@
+"""``auxin train``: train a growing network from a configuration file."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from auxin.cli import Interrupted
+from auxin.cli.timeline import show_result
+from auxin.errors import ConfigError
+from auxin.training import RunConfig, RunFolder, Trainer, load_config, make_parser
+
+_USAGE = "auxin train CONFIG [--data SOURCE] [--out FOLDER] [--any.field VALUE ...]"
+
+_DESCRIPTION = """Train a network and grow it on the way, as a YAML file says.
+
+The run folder (runs/NAME-1, NAME-2, ...) holds config.yaml, checkpoints, the ladder (one checkpoint per size), metrics
+as CSV, JSON lines and TensorBoard, and at the end result.json. auxin resume goes on after any interruption.
+
+examples:
+  auxin train experiments/quick/vgg16-net2net.yaml --data path/to/cifar10
+  auxin train my.yaml --train.epochs 30 --growth.ratio 0.5 --growth.until "params<=325k"
+  auxin train my.yaml --model.name my_models:make --model.kwargs.width 32
+  auxin train --print_config > my.yaml        every setting with its default
+"""
+
+_EPILOG = "--data SOURCE is short for --data.source: digits, a Hugging Face hub name, or a local folder."
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What follows ``auxin train``.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        ConfigError: If no configuration file is named.
+    """
+    words, parent = _take_out(list(arguments))
+    parser = make_parser(
+        usage=_USAGE, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    named = bool(words) and not words[0].startswith("-")
+    if not named and not any(word.split("=")[0] in {"-h", "--help", "--print_config", "--config"} for word in words):
+        raise ConfigError(
+            "auxin train needs a configuration file first, such as auxin train my.yaml; "
+            "auxin train --print_config > my.yaml makes one."
+        )
+    if named and not Path(words[0]).is_file():
+        raise ConfigError(f"there is no configuration file {words[0]}: check the path.")
+    config = load_config(with_source(["--config", *words] if named else words), parser)
+    if config.name == RunConfig.name and named:
+        config.name = Path(words[0]).stem
+    return train(config, RunFolder.make(config.name, parent), Console(soft_wrap=True))
+
+
+def train(config: RunConfig, folder: RunFolder, console: Console) -> int:
+    """Train in a run folder, new or begun, and print what came of it.
+
+    Args:
+        config: What to do.
+        folder: Where.
+        console: Where to print.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        Interrupted: At Ctrl-C, with how to go on.
+        KeyboardInterrupt: At Ctrl-C before there is anything to go on from.
+    """
+    # Fabric announces its precision at every start.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    try:
+        result = Trainer(config, folder, console=console).fit()
+    except KeyboardInterrupt as error:
+        if not folder.config.exists():
+            raise
+        raise Interrupted(f"interrupted; go on with: auxin resume {folder.path}") from error
+    finally:
+        with suppress(OSError):  # a run that never began leaves no folder; one that holds files stays
+            folder.path.rmdir()
+    show_result(result, folder, console)
+    return 0
+
+
+def with_source(words: Sequence[str]) -> list[str]:
+    """Spell ``--data SOURCE`` as the configuration does, ``--data.source SOURCE``.
+
+    Args:
+        words: Command-line arguments.
+
+    Returns:
+        The same, respelt.
+    """
+    spelled = ["--data.source" if word == "--data" else word for word in words]
+    return ["--data.source=" + word.removeprefix("--data=") if word.startswith("--data=") else word for word in spelled]
+
+
+def _take_out(words: list[str]) -> tuple[list[str], str]:
+    # --out FOLDER says where the run goes, not what it is, so the configuration does not know it.
+    for index, word in enumerate(words):
+        if word.startswith("--out="):
+            return words[:index] + words[index + 1 :], word.removeprefix("--out=")
+        if word == "--out":
+            if index + 1 == len(words):
+                raise ConfigError("--out needs a folder, such as --out runs.")
+            return words[:index] + words[index + 2 :], words[index + 1]
+    return words, "runs"

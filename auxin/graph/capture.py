@@ -1,0 +1,115 @@
+"""Capture an unmodified module as one graph of aten operators, with parameters bound by identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from auxin.errors import TraceError
+
+
+def normalise_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments from a tensor, a sequence of arguments, or a dict of keywords."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def clone_tensors(tree: Any) -> Any:
+    """Return a copy of nested inputs or outputs with every tensor detached and cloned."""
+    return pytree.tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, tree)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the user's module behind ``torch.compile`` and single-process wrappers that keep it in ``module``."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode without its fused inference paths; flags and the random state come back at the end."""
+    flags = [(module, module.training) for module in model.modules()]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.random.fork_rng(devices=sorted({p.device.index for p in model.parameters() if p.is_cuda})):
+            for module, _ in flags:
+                module.training = False
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, training in flags:
+            module.training = training
+
+
+def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule, dict[str, str], dict[str, Any]]:
+    """Export a module in eval mode.
+
+    Args:
+        model: Any module; left untouched.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments.
+
+    Returns:
+        The graph module, the parameter or buffer name behind each such placeholder (tied ones share the first name),
+        and the lifted constants by placeholder name.
+
+    Raises:
+        TraceError: If ``torch.export`` cannot capture the forward.
+    """
+    args, kwargs = clone_tensors(normalise_inputs(example_inputs))
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    try:
+        with evaluation(model):
+            program = torch.export.export(model, args, kwargs or None, strict=False)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise TraceError(
+            f"torch.export could not capture {type(model).__name__}: {reason or type(error).__name__}. "
+            "Check that the example inputs fit the forward and that it has no data-dependent Python control flow."
+        ) from error
+    finally:
+        for name, buffer in model.named_buffers():
+            if name in buffers and not torch.equal(buffer, buffers[name]):
+                buffer.data.copy_(buffers[name])
+    signature = program.graph_signature
+    first_name: dict[int, str] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        first_name.setdefault(id(tensor), name)
+    by_name = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    bound = {
+        placeholder: first_name[id(by_name[name])]
+        for placeholder, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
+        if name in by_name
+    }
+    return program.graph_module, bound, dict(program.constants)
+
+
+def source_line(node: torch.fx.Node) -> str:
+    """Return the user's innermost source line of a node, as ``file:line: code``; empty if unknown."""
+    lines = (node.meta.get("stack_trace") or "").strip().split("\n")
+    frames = [
+        (lines[i].strip(), lines[i + 1].strip())
+        for i in range(len(lines) - 1)
+        if lines[i].strip().startswith("File ")
+    ]
+    if not frames:
+        return ""
+    users = [frame for frame in frames if "/torch/nn/" not in frame[0] and "/torch/_" not in frame[0]]
+    where, code = (users or frames)[-1]
+    file, _, rest = where.removeprefix('File "').partition('", line ')
+    file = file.rpartition("site-packages/")[2]
+    return f"{file}:{rest.split(',')[0]}: {code}"

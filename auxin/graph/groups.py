@@ -1,0 +1,224 @@
+"""The graph a user holds: width groups, depth sites, sizes, and what each would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch
+
+from auxin.errors import ConfigError
+from auxin.graph.axes import Atom, Axis, gather_index, size_with
+from auxin.graph.propagate import Attribute, RoleTag
+from auxin.types import DepthSite, Role, Slot, WidthGroup
+
+PRIORITY: tuple[Role, ...] = ("consumer", "producer", "bias", "scale", "shift", "mean", "variance", "raw")
+
+
+class Graph:
+    """What can grow in a model, and why the rest cannot.
+
+    Made by ``auxin.trace``. It holds structure only: names, axes and sizes, no weights. Surgery keeps it up to date.
+    """
+
+    def __init__(
+        self,
+        example_inputs: Any,
+        axes: Mapping[str, tuple[Axis, ...]],
+        trainable: frozenset[str],
+        roles: Iterable[RoleTag],
+        attributes: Iterable[Attribute],
+        costs: Iterable[tuple[Axis, ...]],
+        sites: Sequence[tuple[DepthSite, Axis]],
+    ) -> None:
+        self.example_inputs = example_inputs
+        self.axes = dict(axes)
+        self.parameters = trainable
+        self.attributes = tuple(attributes)
+        self.costs = tuple(costs)
+        self._sites = tuple(sites)
+        self._tags: dict[tuple[str, int], list[RoleTag]] = {}
+        for tag in roles:
+            self._tags.setdefault((tag.parameter, tag.dim), []).append(tag)
+        self._atoms: dict[str, Atom] = {}
+        self._slots: dict[str, tuple[Slot, ...]] = {}
+        self._collect()
+
+    # Groups
+
+    def _collect(self) -> None:
+        places: dict[Atom, list[tuple[str, int]]] = {}
+        for name, axes in self.axes.items():
+            for dim, axis in enumerate(axes):
+                for leaf in axis.atoms():
+                    if (name, dim) not in places.setdefault(leaf, []):
+                        places[leaf].append((name, dim))
+        anchors: dict[tuple[str, int], list[Atom]] = {}
+        slots: dict[Atom, tuple[Slot, ...]] = {}
+        for leaf, found in places.items():
+            slots[leaf] = tuple(Slot(name, dim, self._role(name, dim, leaf)) for name, dim in found)
+            anchor = next((s for s in slots[leaf] if self._produces(s)), slots[leaf][0])
+            anchors.setdefault((anchor.parameter, anchor.dim), []).append(leaf)
+            for slot in slots[leaf]:
+                if slot.parameter not in self.parameters and slot.role not in ("mean", "variance"):
+                    leaf.frozen = leaf.frozen or f"nothing says how to extend the buffer {slot.parameter}"
+        names: dict[Atom, str] = {}
+        # Groups that can grow get the plain names.
+        for leaf in sorted(slots, key=lambda leaf: (leaf.frozen is not None, leaf.inexact is not None)):
+            (parameter, dim), leaves = next(item for item in anchors.items() if leaf in item[1])
+            position = leaves.index(leaf) if len(leaves) > 1 else None
+            names[leaf] = self._group_name(parameter, dim, slots[leaf], leaf, position, set(names.values()))
+        for leaf in slots:
+            self._atoms[names[leaf]] = leaf
+            self._slots[names[leaf]] = slots[leaf]
+
+    def _role(self, name: str, dim: int, leaf: Atom) -> Role:
+        tags = self._tags.get((name, dim), [])
+        special = [tag for tag in tags if tag.axis is not None and leaf in set(tag.axis.atoms())]
+        roles = {tag.role for tag in (special or [tag for tag in tags if tag.axis is None])}
+        return next((role for role in PRIORITY if role in roles), "raw")
+
+    def _produces(self, slot: Slot) -> bool:
+        """Return whether an axis computes its units, even if it also consumes them (a tied embedding)."""
+        return any(tag.role == "producer" for tag in self._tags.get((slot.parameter, slot.dim), []))
+
+    def _group_name(
+        self, parameter: str, dim: int, slots: tuple[Slot, ...], leaf: Atom, position: int | None, taken: set[str]
+    ) -> str:
+        module = parameter.rpartition(".")[0]
+        whole = Axis(((leaf,),))
+        label = next((a.name for a in self.attributes if a.index is None and _is_atom(a.axis, whole)), None)
+        if not any(self._produces(slot) for slot in slots):
+            name = f"{parameter}[{dim}]"
+        else:
+            name = module or parameter
+            generic = label in (None, "out_features", "out_channels", "in_features", "in_channels", "num_features")
+            if position is not None:
+                name += f"[{position if generic else label}]"
+        unique, n = name, 2
+        while unique in taken:
+            unique, n = f"{name}#{n}", n + 1
+        return unique
+
+    @property
+    def groups(self) -> tuple[WidthGroup, ...]:
+        """Every width group, frozen ones included, in the order of the model's parameters."""
+        return tuple(self[name] for name in self._atoms)
+
+    def __getitem__(self, name: str) -> WidthGroup:
+        leaf = self.atom(name)
+        return WidthGroup(name, leaf.size, self._slots[name], leaf.frozen, leaf.inexact)
+
+    def growable(self, allow_inexact: bool = False) -> tuple[WidthGroup, ...]:
+        """Return the groups that can grow; with ``allow_inexact`` also those whose growth changes the function."""
+        return tuple(
+            group for group in self.groups if not group.frozen and (allow_inexact or group.inexact is None)
+        )
+
+    def atom(self, name: str) -> Atom:
+        """Return the atom behind a group's name.
+
+        Args:
+            name: The group's name.
+
+        Returns:
+            The atom.
+
+        Raises:
+            ConfigError: If there is no such group.
+        """
+        if name not in self._atoms:
+            growable = ", ".join(group.name for group in self.growable()) or "none"
+            raise ConfigError(f"There is no width group {name!r}; the groups that can grow are: {growable}.")
+        return self._atoms[name]
+
+    @property
+    def sites(self) -> tuple[DepthSite, ...]:
+        """Every depth site, in the order of the forward."""
+        return tuple(replace(site, channels=axis.size) for site, axis in self._sites)
+
+    def site(self, name: str) -> DepthSite:
+        """Return the depth site with this name.
+
+        Args:
+            name: Path of the module that the block will follow.
+
+        Returns:
+            The site.
+
+        Raises:
+            ConfigError: If there is no such site.
+        """
+        for site in self.sites:
+            if site.name == name:
+                return site
+        known = ", ".join(site.name for site in self.sites) or "none"
+        raise ConfigError(f"There is no depth site {name!r}; the sites are: {known}.")
+
+    def positions(self, group: str, slot: Slot, unit: int) -> list[int]:
+        """Return the indices along ``slot.dim`` that belong to one unit of a group."""
+        leaf = self.atom(group)
+        kept = torch.arange(leaf.size)
+        kept[unit] = -1
+        return (gather_index(self.axes[slot.parameter][slot.dim], {leaf: kept}) < 0).nonzero().flatten().tolist()
+
+    def new_positions_from(self, group: str, slot: Slot, parents: Sequence[int]) -> list[int]:
+        """Return, for each new index along ``slot.dim`` if units copied ``parents``, the old index it would copy."""
+        leaf = self.atom(group)
+        old, axis = torch.arange(leaf.size), self.axes[slot.parameter][slot.dim]
+        copied = gather_index(axis, {leaf: torch.cat([old, torch.tensor(parents)])})
+        kept = gather_index(axis, {leaf: torch.cat([old, torch.full((len(parents),), -1)])})
+        return copied[kept < 0].tolist()
+
+    def reads_what_it_writes(self, group: str) -> bool:
+        """Return whether one parameter axis both computes and reads the group's units (a tied embedding)."""
+        return any(
+            {"producer", "consumer"} <= {tag.role for tag in self._tags.get((slot.parameter, slot.dim), [])}
+            for slot in self[group].slots
+        )
+
+    # Sizes and cost
+
+    def _overrides(self, sizes: Mapping[str, int] | None) -> dict[Atom, int]:
+        return {self.atom(name): size for name, size in (sizes or {}).items()}
+
+    def num_parameters(self, sizes: Mapping[str, int] | None = None) -> int:
+        """Return the number of parameters, optionally with some groups at other sizes."""
+        other = self._overrides(sizes)
+        return sum(prod(size_with(axis, other) for axis in self.axes[name]) for name in self.parameters)
+
+    def flops(self, sizes: Mapping[str, int] | None = None) -> int:
+        """Return the FLOPs of one forward of the example inputs, optionally with some groups at other sizes.
+
+        Convolutions, matrix products and attention are counted, a multiply and an add as two, as
+        ``torch.utils.flop_counter`` does.
+        """
+        other = self._overrides(sizes)
+        return sum(2 * prod(size_with(axis, other) for axis in axes) for axes in self.costs)
+
+    def __str__(self) -> str:
+        rows = []
+        for group in self.groups:
+            if group.frozen and ("kernel size" in group.frozen or group.size == 1):
+                continue
+            state = f"frozen: {group.frozen}" if group.frozen else f"inexact: {group.inexact}" if group.inexact else ""
+            slots = ", ".join(f"{s.parameter}[{s.dim}] {s.role}" for s in group.slots)
+            rows.append((group.name, group.size, slots, state))
+        width = max((len(row[0]) for row in rows), default=0)
+        free = sum(not row[3] for row in rows)
+        lines = [f"{self.num_parameters():,} parameters, {self.flops():,} FLOPs for the example input"]
+        lines.append(f"{free} width groups can grow; {len(rows) - free} cannot, for the reason given:")
+        for name, size, slots, state in rows:
+            lines.append(f"  {name:<{width}}  {size:>5}  {state or slots}")
+        lines.append(f"{len(self.sites)} depth sites, after:")
+        for site in self.sites:
+            norm = " + BatchNorm" if site.norm else ""
+            lines.append(f"  {site.name:<{width}}  {site.channels:>5}  {site.kind}{norm} + {site.activation}")
+        return "\n".join(lines)
+
+
+def _is_atom(axis: Axis, whole: Axis) -> bool:
+    leaves = list(axis.atoms())
+    return len(leaves) == 1 and leaves[0] is whole.terms[0][0]

@@ -1,0 +1,297 @@
+"""Walk a captured graph, operator by operator, and learn which parameter axes hold the same units.
+
+Each operator has one rule (``rules.py``, ``rules_linear.py``, ``rules_shape.py``). An operator without a rule freezes
+the axes of everything it touches, with the reason: nothing is ever assumed to work element by element.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.graph.axes import Axis, MismatchError, atom, freeze, mark_inexact, product, unify
+from auxin.graph.capture import source_line
+from auxin.types import Role
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the captured graph.
+
+    Attributes:
+        axes: One axis per dimension.
+        sources: Parameters this tensor is a view or an elementwise function of, with the parameter's dimension behind
+            each of its own (None where there is none). Empty as soon as an activation takes part.
+        layout: ``conv1d`` ... ``conv3d`` or ``linear`` for activations whose channel axis is known, else None.
+    """
+
+    axes: tuple[Axis, ...]
+    sources: tuple[tuple[str, tuple[int | None, ...]], ...] = ()
+    layout: str | None = None
+
+    @property
+    def pure(self) -> bool:
+        """Whether only parameters, no activation, went into it."""
+        return bool(self.sources)
+
+    def with_axes(self, order: Sequence[int | None], axes: Sequence[Axis], layout: str | None = None) -> Value:
+        """Return a view whose dimension i is ``axes[i]`` and comes from this value's dimension ``order[i]``."""
+        sources = tuple((name, tuple(None if i is None else dims[i] for i in order)) for name, dims in self.sources)
+        return Value(tuple(axes), sources, layout)
+
+
+@dataclass(frozen=True)
+class RoleTag:
+    """The role an operator gives to a parameter axis, or to the part of it that ``axis`` describes."""
+
+    parameter: str
+    dim: int
+    role: Role
+    axis: Axis | None
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A size that a module keeps as a Python attribute: ``index`` is the position within a tuple, or None."""
+
+    module: str
+    name: str
+    index: int | None
+    axis: Axis
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A size that the forward passes as a number.
+
+    Attributes:
+        module: Path of the module whose forward does it.
+        axis: The axis of that size.
+        given: Whether the code gave the number, or left it open (-1).
+        text: The source lines that led there, to see whether they name an attribute.
+        firm: Whether only an attribute named in those lines may hold it.
+    """
+
+    module: str
+    axis: Axis
+    given: bool
+    text: str
+    firm: bool
+
+
+@dataclass
+class Trace:
+    """What propagation learns; ``Graph`` turns it into groups and sites."""
+
+    model: nn.Module
+    parameters: dict[str, Value] = field(default_factory=dict)
+    roles: list[RoleTag] = field(default_factory=list)
+    attributes: list[Attribute] = field(default_factory=list)
+    literals: list[Literal] = field(default_factory=list)
+    costs: list[tuple[Axis, ...]] = field(default_factory=list)
+    values: dict[torch.fx.Node, Any] = field(default_factory=dict)
+    outputs: set[torch.fx.Node] = field(default_factory=set)
+
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+"""One rule per aten operator, by its name without overload, in-place variants under the same name."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a propagation rule for the named aten operators."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            assert name not in RULES, f"two rules for {name}"
+            RULES[name] = function
+        return function
+
+    return register
+
+
+class Propagator:
+    """Runs the rules over a graph; rules call its methods to state what they know."""
+
+    def __init__(self, trace: Trace, bound: Mapping[str, str]) -> None:
+        self.trace = trace
+        self.bound = bound
+        self.node: torch.fx.Node
+        self.modules = dict(trace.model.named_modules(remove_duplicate=False))
+        self.tensors: dict[str, Tensor] = {**dict(trace.model.named_buffers()), **dict(trace.model.named_parameters())}
+
+    # What rules call
+
+    def unify(self, a: Axis, b: Axis) -> None:
+        """State that two axes hold the same units; freeze both if they cannot."""
+        try:
+            unify(a, b)
+        except MismatchError as error:
+            for axis in (a, b):
+                freeze(axis, f"{self.where()} combines axes that cannot be aligned ({error})")
+
+    def fresh(self, size: int, why: str | None = None) -> Axis:
+        """Return a new axis; frozen for the given reason, if any."""
+        return atom(int(size), why)
+
+    def freeze(self, axis: Axis, why: str) -> None:
+        """Forbid growth of an axis because of the current operator."""
+        freeze(axis, f"{self.where()} {why}")
+
+    def inexact(self, axis: Axis, why: str) -> None:
+        """Record that growth of an axis changes the function because of the current operator."""
+        mark_inexact(axis, f"{self.where()} {why}")
+
+    def tag(self, value: Any, dim: int, role: Role, axis: Axis | None = None) -> None:
+        """Give a role to a dimension of a parameter (or of a view of one); activations are passed over."""
+        if isinstance(value, Value):
+            for name, dims in value.sources:
+                source = dims[dim]
+                if source is not None:
+                    self.trace.roles.append(RoleTag(name, source, role, axis))
+
+    def cost(self, *axes: Axis) -> None:
+        """Count 2·Π sizes FLOPs for one forward."""
+        self.trace.costs.append(axes)
+
+    def owner(self) -> tuple[str, nn.Module | None]:
+        """Return the path of the module whose forward calls the current operator, and the module."""
+        stack = self.node.meta.get("nn_module_stack") or {}
+        path = next(reversed(stack.values()))[0] if stack else ""
+        return path, self.modules.get(path)
+
+    def attribute(self, kind: type[nn.Module] | tuple[type[nn.Module], ...], **axes: Axis | Sequence[Axis]) -> None:
+        """Link size attributes of the calling module to axes, if it is of the given type."""
+        path, module = self.owner()
+        if not isinstance(module, kind):
+            return
+        for name, linked in axes.items():
+            if isinstance(linked, Axis):
+                self.trace.attributes.append(Attribute(path, name, None, linked))
+            else:
+                self.trace.attributes.extend(Attribute(path, name, i, axis) for i, axis in enumerate(linked))
+
+    def literal(self, size: Any, axis: Axis, firm: bool = False) -> None:
+        """Note that the code passes an axis' size as a number, which an attribute of its module may hold."""
+        if isinstance(size, int) and size in (-1, axis.size):
+            text = self.node.meta.get("stack_trace") or ""
+            self.trace.literals.append(Literal(self.owner()[0], axis, size != -1, text, firm))
+
+    def where(self) -> str:
+        """Name the current operator and its source line."""
+        line = source_line(self.node)
+        return f"{self.operator_name()}{f' ({line})' if line else ''}"
+
+    def operator_name(self) -> str:
+        """Return the current operator's name without namespace and overload."""
+        target = self.node.target
+        return str(getattr(target, "_opname", None) or getattr(target, "__name__", None) or target)
+
+    def output_shape(self) -> tuple[int, ...]:
+        """Return the shape of the current operator's single output."""
+        value = self.node.meta["val"]
+        return tuple(int(n) for n in (value[0] if isinstance(value, (tuple, list)) else value).shape)
+
+    # The walk
+
+    def run(self, graph: torch.fx.Graph, module: torch.fx.GraphModule, inputs: Sequence[Any] | None = None) -> Any:
+        """Propagate through one graph; ``inputs`` are the values of its placeholders in a subgraph."""
+        env = self.trace.values
+        given = iter(inputs or ())
+        for node in graph.nodes:
+            self.node = node
+            if node.op == "placeholder":
+                env[node] = next(given) if inputs is not None else self._placeholder(node)
+            elif node.op == "get_attr":
+                target = getattr(module, str(node.target), None)
+                env[node] = target if isinstance(target, nn.Module) else self._constant(node)
+            elif node.op == "output":
+                return self._output(node, top=inputs is None)
+            else:
+                args = torch.fx.node.map_arg(node.args, lambda n: env[n])
+                kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: env[n])
+                env[node] = self._call(node, args, dict(kwargs))
+        return None
+
+    def _placeholder(self, node: torch.fx.Node) -> Any:
+        name = self.bound.get(str(node.target))
+        if name is None:
+            return self._constant(node, "it reaches the model's input")
+        if name not in self.trace.parameters:
+            tensor = self.tensors[name]
+            axes = tuple(atom(int(n)) for n in tensor.shape)
+            sources = ((name, tuple(range(tensor.ndim))),)
+            self.trace.parameters[name] = Value(axes, sources)
+        return self.trace.parameters[name]
+
+    def _constant(self, node: torch.fx.Node, why: str = "a constant tensor of fixed size takes part") -> Any:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return value
+        return Value(tuple(atom(int(n), why) for n in value.shape))
+
+    def _output(self, node: torch.fx.Node, top: bool) -> Any:
+        if top:
+            for value in _values(torch.fx.node.map_arg(node.args, lambda n: self.trace.values[n])):
+                for axis in value.axes:
+                    freeze(axis, "it reaches the model's output")
+            self.trace.outputs.update(node.all_input_nodes)
+            return None
+        return torch.fx.node.map_arg(node.args[0], lambda n: self.trace.values[n])
+
+    def _call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node.target is operator.getitem:
+            container, index = args
+            return container[index] if isinstance(container, (tuple, list)) else self._unknown(args, kwargs)
+        name = self.operator_name()
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            position = next((i for i, arg in enumerate(args) if isinstance(arg, torch.fx.GraphModule)), None)
+            if name in {"wrap_with_set_grad_enabled", "wrap_with_autocast"} and position is not None:
+                submodule = args[position]
+                result = self.run(submodule.graph, submodule, args[position + 1 :])
+                self.node = node
+                return result
+            return self._unknown(args, kwargs)
+        namespace = str(getattr(node.target, "namespace", ""))
+        # In-place variants end in one underscore; their result has the axes of the out-of-place one.
+        plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        found = (RULES.get(name) or RULES.get(plain)) if namespace == "aten" else None
+        return found(self, *args, **kwargs) if found else self._unknown(args, kwargs)
+
+    def _unknown(self, args: Any, kwargs: Any) -> Any:
+        """Freeze everything an operator without a rule touches."""
+        why = f"no growth rule for operator {self.where()}"
+        for value in _values((args, kwargs)):
+            for axis in value.axes:
+                freeze(axis, why)
+        return frozen_like(self.node.meta.get("val"), why)
+
+
+def frozen_like(meta: Any, why: str) -> Any:
+    """Return values with frozen axes for (nested) example tensors."""
+    if isinstance(meta, Tensor):
+        return Value(tuple(atom(int(n), why) for n in meta.shape))
+    if isinstance(meta, (tuple, list)):
+        return tuple(frozen_like(item, why) for item in meta)
+    return meta
+
+
+def _values(tree: Any) -> list[Value]:
+    """Return every value in nested arguments."""
+    if isinstance(tree, Value):
+        return [tree]
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, (tuple, list)):
+        return [value for item in tree for value in _values(item)]
+    return []
+
+
+def grouped(groups: Axis, inner: Axis) -> Axis:
+    """Return groups·inner, without the inner factor when it is one."""
+    return groups if inner.size == 1 else product(groups, inner)

@@ -1,0 +1,139 @@
+"""Depth sites: the places where a block that starts as the identity fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from auxin.graph.axes import Axis
+from auxin.graph.propagate import Trace, Value
+from auxin.graph.rules import ACTIVATIONS
+from auxin.types import DepthSite
+
+GROWN = "grown"
+"""Name of the submodule that holds inserted blocks; sites inside it belong to the module they follow."""
+IDEMPOTENT = {"ReLU", "ReLU6"}
+NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm"}
+LINEAR = {"conv1d", "conv2d", "conv3d", "convolution", "linear", "conv_transpose1d", "conv_transpose2d"}
+# Arguments of the functional form that the module form needs to be the same function.
+ARGUMENTS = {"leaky_relu": ("negative_slope",), "elu": ("alpha",), "hardtanh": ("min_val", "max_val")}
+
+
+def find_sites(trace: Trace, graph: torch.fx.Graph) -> tuple[tuple[DepthSite, Axis], ...]:
+    """Return one site per activation whose edge is the output of a module that is called once.
+
+    The edge after the activation is taken where the activation ends a module; where it is a functional call inside a
+    larger forward, the edge before it is taken if that is a module's output.
+
+    Args:
+        trace: What propagation learnt.
+        graph: The captured graph.
+
+    Returns:
+        The sites, each with its channel axis, in the order of the forward.
+    """
+    modules = _module_outputs(graph)
+    calls = _calls(graph)
+    twice = {path for path, keys in calls.items() if len(keys) > 1}
+    endings = {path: {nodes[-1] for nodes in keys.values()} for path, keys in calls.items()}
+    sites: dict[str, tuple[DepthSite, Axis]] = {}
+    for node in graph.nodes:
+        name = _name(node)
+        if name not in ACTIVATIONS or node in trace.outputs:
+            continue
+        after = modules.get(node)
+        before = node.args[0] if isinstance(node.args[0], torch.fx.Node) else None
+        after = _usable(trace, after)
+        path = after or (
+            _usable(trace, modules.get(before)) if before is not None and len(before.users) == 1 else None
+        )
+        edge = node if after else before
+        if path is None or edge is None:
+            continue
+        host, _, inside = path.partition(f".{GROWN}.")
+        if host in sites or host in twice:
+            continue
+        last = not inside or node in endings[host]
+        site = _site(trace, host, edge, node, after=bool(after) and last)
+        if site is not None:
+            sites[host] = site
+    return tuple(sites.values())
+
+
+def _site(
+    trace: Trace, path: str, edge: torch.fx.Node, activation: torch.fx.Node, after: bool
+) -> tuple[DepthSite, Axis] | None:
+    value = trace.values.get(edge)
+    if not isinstance(value, Value) or value.layout is None:
+        return None
+    kind = value.layout
+    rank = int(kind[4]) if kind.startswith("conv") else 0
+    axis = value.axes[-1] if kind == "linear" else value.axes[-rank - 1]
+    name = _name(activation)
+    names = ARGUMENTS.get(name, ())
+    given = dict(zip(names, activation.args[1:], strict=False))
+    arguments = tuple((key, float(given[key])) for key in names if isinstance(given.get(key), (int, float)))
+    module = ACTIVATIONS[name]
+    site = DepthSite(
+        name=path,
+        kind=kind,  # type: ignore[arg-type]
+        channels=axis.size,
+        norm=_has_norm(edge),
+        activation=module,
+        idempotent=after and module in IDEMPOTENT,
+        arguments=arguments,
+    )
+    return site, axis
+
+
+def _has_norm(node: torch.fx.Node) -> bool:
+    """Return whether a batch norm lies between the edge and the linear map before it."""
+    current: Any = node
+    for _ in range(6):
+        name = _name(current)
+        if name in NORMS:
+            return True
+        if name in LINEAR or not (current.args and isinstance(current.args[0], torch.fx.Node)):
+            return False
+        current = current.args[0]
+    return False
+
+
+def _name(node: torch.fx.Node) -> str:
+    name = str(getattr(node.target, "_opname", ""))
+    return name.rstrip("_") if name.endswith("_") else name
+
+
+def _calls(graph: torch.fx.Graph) -> dict[str, dict[str, list[torch.fx.Node]]]:
+    """Return, for each module path, its calls and the nodes of each."""
+    calls: dict[str, dict[str, list[torch.fx.Node]]] = {}
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+            calls.setdefault(path, {}).setdefault(key, []).append(node)
+    return calls
+
+
+def _usable(trace: Trace, path: str | None) -> str | None:
+    """Return the path unless the module runs its children in order: an inserted child would be run twice."""
+    if path is None:
+        return None
+    module = trace.model.get_submodule(path)
+    return None if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) else path
+
+
+def _module_outputs(graph: torch.fx.Graph) -> dict[torch.fx.Node, str]:
+    """Return the innermost module that each node is the only output of."""
+    outputs: dict[torch.fx.Node, str] = {}
+    for path, calls in _calls(graph).items():
+        if not path or len(calls) > 1:
+            continue
+        nodes = next(iter(calls.values()))
+        inside = set(nodes)
+        leaving = [n for n in nodes if any(user not in inside for user in n.users)]
+        if len(leaving) == 1 and len(path) >= len(outputs.get(leaving[0], "")):
+            outputs[leaving[0]] = path
+    return outputs

@@ -1,0 +1,177 @@
+"""From an unmodified module to its ``Graph``: capture, propagate, link the sizes that modules keep as attributes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+# Importing the rules fills the table that propagation reads.
+from auxin.graph import rules, rules_linear, rules_shape  # noqa: F401
+from auxin.graph.axes import Axis, MismatchError, atom, factor_inner, freeze, is_frozen, resolve, unify
+from auxin.graph.capture import capture, clone_tensors, unwrap
+from auxin.graph.groups import Graph
+from auxin.graph.propagate import Attribute, Literal, Propagator, Trace
+from auxin.graph.sites import find_sites
+
+# Names under which modules keep sizes; and words that mean something else, though the number may be the same.
+SIZE_NAME = re.compile(r"head|dim|size|width|channel|feature|hidden|group|embed|inner|^nf$|^nx$|rep|^(c|d)_|planes|units")
+OTHER_NAME = re.compile(r"kernel|stride|pad|dilat|layer|patch|image|vocab|max|seq|len|class|depth|scale|factor|batch")
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Graph:
+    """Find what can grow in any module.
+
+    Captures the forward once with ``torch.export`` and propagates, operator by operator, which parameter axes hold the
+    same units. The model is not changed, and its training flags, buffers and the random state come back as they were.
+
+    Args:
+        model: Any ``nn.Module`` (behind ``torch.compile`` too).
+        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments that the forward
+            accepts; a batch of two is a good choice.
+
+    Returns:
+        The graph; ``print(graph)`` shows every width group and depth site.
+
+    Raises:
+        TraceError: If the forward cannot be captured.
+
+    Example:
+        >>> import torch, auxin
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> [group.name for group in auxin.trace(model, torch.randn(2, 4)).growable()]
+        ['0']
+    """
+    model = unwrap(model)
+    example_inputs = clone_tensors(example_inputs)
+    module, bound, _ = capture(model, example_inputs)
+    _drop_dead(module.graph)
+    found = Trace(model)
+    Propagator(found, bound).run(module.graph, module)
+    axes = {name: value.axes for name, value in found.parameters.items()}
+    trainable = frozenset(name for name, _ in model.named_parameters())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name not in axes:
+            axes[name] = tuple(atom(int(n), "the traced forward does not use it") for n in tensor.shape)
+    _tie_attention(model, axes, found)
+    _link_gpt_convs(model, axes, found)
+    _link_literals(model, found)
+    ordered = {name: axes[name] for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    attributes = [a for a in found.attributes if not is_frozen(a.axis)]
+    sites = find_sites(found, module.graph)
+    return Graph(example_inputs, ordered, trainable, found.roles, attributes, found.costs, sites)
+
+
+def _drop_dead(graph: torch.fx.Graph) -> None:
+    """Remove operators whose result nobody reads, such as attention weights that are thrown away."""
+    for node in reversed(list(graph.nodes)):
+        in_place = str(getattr(node.target, "_opname", "")).endswith("_")
+        if node.op == "call_function" and not node.users and not in_place:
+            graph.erase_node(node)
+
+
+def _unify_or_freeze(a: Axis, b: Axis, why: str) -> None:
+    try:
+        unify(a, b)
+    except MismatchError:
+        freeze(a, why)
+        freeze(b, why)
+
+
+def _tie_attention(model: nn.Module, axes: dict[str, tuple[Axis, ...]], found: Trace) -> None:
+    """``nn.MultiheadAttention`` takes its inner width from its input's: tie the two, and link its attributes."""
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.MultiheadAttention):
+            continue
+        prefix = f"{path}." if path else ""
+        out = axes.get(f"{prefix}out_proj.weight")
+        packed = axes.get(f"{prefix}in_proj_weight")
+        query = packed or axes.get(f"{prefix}q_proj_weight")
+        if out is None or query is None:
+            continue
+        why = "nn.MultiheadAttention derives its head dimension from the input width"
+        _unify_or_freeze(out[0], out[1], why)
+        _unify_or_freeze(query[1], out[0], why)
+        try:
+            heads, head_dim = factor_inner(out[1], int(module.head_dim))
+        except MismatchError:
+            freeze(out[1], why)
+            continue
+        linked = {"embed_dim": out[0], "num_heads": heads, "head_dim": head_dim}
+        if packed is not None:
+            linked |= {"kdim": out[0], "vdim": out[0]}
+        else:
+            linked |= {"kdim": axes[f"{prefix}k_proj_weight"][1], "vdim": axes[f"{prefix}v_proj_weight"][1]}
+        found.attributes.extend(Attribute(path, name, None, axis) for name, axis in linked.items())
+
+
+def _link_literals(model: nn.Module, found: Trace) -> None:
+    """Link integer attributes to the axes whose sizes the forward passes as numbers.
+
+    A view written with ``self.num_heads`` follows a growing model only if the attribute grows too. Where one attribute
+    stands for several axes they are tied together, since one number cannot hold two sizes. Lines that name the
+    attribute count first; a number that merely equals it does not override them. Sizes derived from shapes at run time
+    have no attribute; the transaction's verification catches any that do not follow.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    linked: dict[tuple[str, str], tuple[Axis, bool]] = {
+        (a.module, a.name): (a.axis, True) for a in found.attributes if a.index is None
+    }
+
+    def link(literal: Literal, name: str, named: bool) -> None:
+        key = (literal.module, name)
+        if key not in linked:
+            linked[key] = literal.axis, named
+            found.attributes.append(Attribute(literal.module, name, None, literal.axis))
+        elif literal.given and (named or not linked[key][1]):
+            why = f"the attribute {literal.module}.{name} gives two sizes that cannot grow together"
+            _unify_or_freeze(linked[key][0], literal.axis, why)
+
+    rest: list[tuple[Literal, list[str]]] = []
+    for literal in found.literals:
+        module = modules.get(literal.module)
+        if module is None or is_frozen(literal.axis) or isinstance(module, nn.MultiheadAttention):
+            continue
+        if _is_gpt_conv(module):
+            continue
+        names = _size_attributes(module, literal.axis.size)
+        named = [name for name in names if re.search(rf"\b{name}\b", literal.text)]
+        for name in named:
+            link(literal, name, named=True)
+        if names and not named and not literal.firm:
+            rest.append((literal, names))
+    ambiguous: dict[tuple[str, tuple[str, ...]], set[Axis]] = {}
+    for literal, names in rest:
+        ambiguous.setdefault((literal.module, tuple(names)), set()).add(resolve(literal.axis))
+    for literal, names in sorted(rest, key=lambda pair: not pair[0].given):
+        if len(names) == 1 or len(ambiguous[literal.module, tuple(names)]) == 1:
+            for name in names:
+                link(literal, name, named=False)
+
+
+def _size_attributes(module: nn.Module, size: int) -> list[str]:
+    """Return the names of a module's integer attributes that hold this size, by value and by what they are called."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if type(value) is int
+        and value == size
+        and SIZE_NAME.search(name)
+        and not OTHER_NAME.search(name)
+        and (size > 1 or "head" in name or "group" in name)
+    ]
+
+
+def _is_gpt_conv(module: nn.Module) -> bool:
+    """Return whether a module is the transposed linear layer of the GPT family (weight of shape (nx, nf))."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "weight")
+
+
+def _link_gpt_convs(model: nn.Module, axes: dict[str, tuple[Axis, ...]], found: Trace) -> None:
+    for path, module in model.named_modules():
+        weight = axes.get(f"{path}.weight")
+        if _is_gpt_conv(module) and weight is not None:
+            found.attributes.append(Attribute(path, "nx", None, weight[0]))
+            found.attributes.append(Attribute(path, "nf", None, weight[1]))

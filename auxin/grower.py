@@ -1,0 +1,304 @@
+"""Grower: the one object a training loop talks to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from auxin.budgets import Allocated, parse_cap
+from auxin.errors import CheckpointError, ConfigError
+from auxin.graph import Graph, trace
+from auxin.methods import METHODS
+from auxin.surgery import History, apply, check_widen
+from auxin.types import Budget, Deepen, DepthSite, Event, GrowthPlan, LossFn, Method, Trigger, Widen, WidthGroup
+
+
+class Grower:
+    """Grows a model between epochs of a training loop.
+
+    Args:
+        model: Any module; grown in place.
+        optimizer: Its optimizer or optimizers; their state is carried entry by entry.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments of the forward.
+        method: A method or its name in ``METHODS``.
+        trigger: When to grow; None never does by itself (call ``grow``).
+        budget: How much; None grows nothing by itself.
+        until: A final cap such as ``"params<=325k"``; the last event is shrunk to fit.
+        seed: Seed of the new weights; the same seed gives the same growth, also after a resume.
+        allow_inexact: Whether groups whose growth changes the function may grow.
+        carry_state: Whether the optimizer keeps its state across an event; False starts it anew.
+        ema: Averaged copies of the model (``AveragedModel``), resized alike.
+
+    Attributes:
+        graph: What can grow; kept up to date.
+        history: The events so far, replayable on a fresh base model.
+
+    Example:
+        >>> import torch, auxin
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> grower = auxin.Grower(model, optimizer, torch.randn(2, 4), trigger=auxin.every(2), budget=auxin.ratio(0.5))
+        >>> [epoch for epoch in range(4) if grower.step(epoch)]
+        [1, 3]
+        >>> model[0].out_features
+        18
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None,
+        example_inputs: Any,
+        *,
+        method: str | Method = "random",
+        trigger: Trigger | None = None,
+        budget: Budget | None = None,
+        until: str | None = None,
+        seed: int = 0,
+        allow_inexact: bool = False,
+        carry_state: bool = True,
+        ema: Sequence[nn.Module] = (),
+    ) -> None:
+        self.model, self.optimizer, self.ema = model, optimizer, tuple(ema)
+        self.method = find_method(method)
+        self.trigger, self.budget, self.seed = trigger, budget, seed
+        self.cap = parse_cap(until) if until else None
+        self.allow_inexact, self.carry_state = allow_inexact, carry_state
+        self.graph: Graph = trace(model, example_inputs)
+        self.history = History()
+
+    @property
+    def events(self) -> list[Event]:
+        """The events so far, oldest first."""
+        return self.history.events
+
+    def step(
+        self,
+        epoch: int,
+        loader: Iterable[Any] | None = None,
+        loss_fn: LossFn | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Event | None:
+        """Grow if the trigger says so; call it once after each epoch.
+
+        Args:
+            epoch: The epoch that has just been trained, 0 for the first.
+            loader: Batches for methods that look at data.
+            loss_fn: The training loss, for methods that look at gradients.
+            metrics: What triggers such as ``plateau`` watch, for example ``{"val_loss": 1.2}``.
+
+        Returns:
+            The event, or None if nothing grew.
+        """
+        if self.trigger is None:
+            return None
+        reason = self.trigger(epoch, metrics or {})
+        if reason is None:
+            return None
+        return self.grow(epoch=epoch, reason=reason, loader=loader, loss_fn=loss_fn)
+
+    def grow(
+        self,
+        *,
+        epoch: int | None = None,
+        reason: str = "asked for",
+        loader: Iterable[Any] | None = None,
+        loss_fn: LossFn | None = None,
+    ) -> Event | None:
+        """Grow by the budget now.
+
+        Args:
+            epoch: Recorded in the event.
+            reason: Recorded in the event.
+            loader: Batches for methods that look at data.
+            loss_fn: The training loss, for methods that look at gradients.
+
+        Returns:
+            The event, or None if the budget or the cap leaves nothing to grow.
+
+        Raises:
+            ConfigError: If there is no budget.
+        """
+        if self.budget is None:
+            raise ConfigError("The Grower has no budget; pass for example budget=auxin.ratio(0.35).")
+        units = self.budget.allocate(self.graph)
+        if self.cap is not None:
+            units = self.cap.clip(self.graph, units)
+        if not units:
+            return None
+        generator = self._generator()
+        plan = self.method.propose(
+            self.model, self.graph, Allocated(units), generator=generator, batches=loader, loss_fn=loss_fn
+        )
+        return self.apply(plan, epoch=epoch, reason=reason)
+
+    def apply(
+        self, plan: GrowthPlan, *, epoch: int | None = None, reason: str = "", batches: Iterable[Any] | None = None
+    ) -> Event:
+        """Carry out any plan on the model and everything that follows it, and record the event.
+
+        Args:
+            plan: What to do.
+            epoch: Recorded in the event.
+            reason: Recorded in the event.
+            batches: Model inputs for calibrating inserted norms; the example inputs if None.
+
+        Returns:
+            The event.
+        """
+        event = apply(
+            plan,
+            self.model,
+            self.graph,
+            optimizer=self.optimizer,
+            ema=self.ema,
+            batches=batches,
+            allow_inexact=self.allow_inexact,
+            carry_state=self.carry_state,
+            generator=self._generator(),
+        )
+        event = replace(event, epoch=epoch, reason=reason)
+        self.history.append(event)
+        return event
+
+    def _generator(self) -> torch.Generator:
+        """Return the generator of the next event, which depends only on the seed and the number of events."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + len(self.events))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return, as JSON data, what a resumed run needs besides model and optimizer."""
+        state = getattr(self.trigger, "state_dict", None)
+        return {"history": self.history.to_json(), "trigger": state() if state else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where ``state_dict`` left off; the model must already have the history's shape.
+
+        Args:
+            state: What ``state_dict`` returned.
+
+        Raises:
+            CheckpointError: If the state belongs to another kind of trigger or the model has another size.
+        """
+        history = History.from_json(state["history"])
+        if history.events and history.events[-1].parameters_after != self.graph.num_parameters():
+            raise CheckpointError(
+                f"The history ends at {history.events[-1].parameters_after:,} parameters but the model has "
+                f"{self.graph.num_parameters():,}; replay the history on a fresh base model before resuming."
+            )
+        load = getattr(self.trigger, "load_state_dict", None)
+        if (state.get("trigger") is None) != (load is None):
+            raise CheckpointError("The saved run used another kind of trigger; resume it with the same one.")
+        if load is not None:
+            load(state["trigger"])
+        self.history = history
+
+
+def find_method(method: str | Method) -> Method:
+    """Return a method by name, or as it is.
+
+    Args:
+        method: A method or its name in ``METHODS``.
+
+    Returns:
+        The method.
+
+    Raises:
+        ConfigError: If there is none of this name.
+    """
+    if not isinstance(method, str):
+        return method
+    if method not in METHODS:
+        raise ConfigError(f"There is no growth method {method!r}; choose one of {', '.join(sorted(METHODS))}.")
+    return METHODS[method]
+
+
+def widen(
+    model: nn.Module,
+    group: str | WidthGroup,
+    by: int,
+    *,
+    graph: Graph,
+    method: str | Method = "random",
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    ema: Sequence[nn.Module] = (),
+    seed: int = 0,
+    allow_inexact: bool = False,
+    loader: Iterable[Any] | None = None,
+    loss_fn: LossFn | None = None,
+) -> Event:
+    """Add units to one width group, in place.
+
+    Args:
+        model: Any module that ``graph`` was traced from.
+        group: The group or its name.
+        by: Number of units to add.
+        graph: ``auxin.trace(model, example_inputs)``; kept up to date.
+        method: A method or its name.
+        optimizer: Optimizers whose state follows.
+        ema: Averaged copies of the model, resized alike.
+        seed: Seed of the new weights.
+        allow_inexact: Whether the function may change.
+        loader: Batches for methods that look at data.
+        loss_fn: The training loss, for methods that look at gradients.
+
+    Returns:
+        What changed.
+
+    Raises:
+        FrozenError: If the group may not grow.
+        GrowthError: If the grown model fails; everything is restored.
+    """  # noqa: DOC502
+    name = group.name if isinstance(group, WidthGroup) else group
+    check_widen(graph, Widen(name, by), allow_inexact)
+    plan = find_method(method).propose(
+        model,
+        graph,
+        Allocated({name: by}),
+        generator=torch.Generator().manual_seed(seed),
+        batches=loader,
+        loss_fn=loss_fn,
+    )
+    return apply(plan, model, graph, optimizer=optimizer, ema=ema, allow_inexact=allow_inexact)
+
+
+def deepen(
+    model: nn.Module,
+    site: str | DepthSite,
+    *,
+    graph: Graph,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    ema: Sequence[nn.Module] = (),
+    batches: Iterable[Any] | None = None,
+    kernel_size: int = 3,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Event:
+    """Insert a block that starts as the identity after a module, in place.
+
+    Args:
+        model: Any module that ``graph`` was traced from.
+        site: The depth site or its name.
+        graph: ``auxin.trace(model, example_inputs)``; traced again after the insertion.
+        optimizer: Optimizers that shall train the new block.
+        ema: Averaged copies of the model that get the same block.
+        batches: Model inputs to calibrate the block's norm on; the example inputs if None.
+        kernel_size: Odd size of the convolution's kernel.
+        noise: Standard deviation of noise on the identity weights; 0 preserves the function.
+        seed: Seed of the noise.
+
+    Returns:
+        What changed.
+
+    Raises:
+        ConfigError: If there is no such site.
+        GrowthError: If the grown model fails; everything is restored.
+    """  # noqa: DOC502
+    name = site.name if isinstance(site, DepthSite) else site
+    plan = GrowthPlan("identity", (Deepen(name, kernel_size, noise),), preserves=noise == 0)
+    generator = torch.Generator().manual_seed(seed)
+    return apply(plan, model, graph, optimizer=optimizer, ema=ema, batches=batches, generator=generator)

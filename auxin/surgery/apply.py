@@ -1,0 +1,229 @@
+"""Carry out a plan: the only door through which a model or an optimizer is changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from auxin.errors import AuxinError, ConfigError, GrowthError
+from auxin.graph import Graph, trace
+from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs, unwrap
+from auxin.surgery.blocks import GROWN
+from auxin.surgery.configs import config_sizes, update_configs
+from auxin.surgery.deepen import check_deepen, deepen_model
+from auxin.surgery.transaction import Transaction, resisting_line
+from auxin.surgery.widen import Lift, check_widen, widen_model
+from auxin.types import Change, Deepen, Event, GrowthPlan, Structure, Widen
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest accepted max |Δ output| of a function-preserving plan, relative to the largest |output|."""
+
+
+def apply(
+    plan: GrowthPlan,
+    model: nn.Module,
+    graph: Graph,
+    *,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    ema: Sequence[nn.Module] = (),
+    batches: Iterable[Any] | None = None,
+    allow_inexact: bool = False,
+    carry_state: bool = True,
+    generator: torch.Generator | None = None,
+) -> Event:
+    """Carry out a plan in place, or leave everything as it was.
+
+    Before and after, the graph's example inputs run through the model in eval mode. On any error (a hard-coded view, a
+    wrong shape, an output that changed although the plan promised it would not) model, optimizer and graph are restored
+    bit for bit.
+
+    Args:
+        plan: What to do.
+        model: The model; parameters keep their identity and change their contents.
+        graph: Its graph, kept up to date.
+        optimizer: Its optimizer or optimizers; their state is carried entry by entry.
+        ema: Averaged copies of the model (``torch.optim.swa_utils.AveragedModel``), resized alike.
+        batches: Model inputs for calibrating inserted norms; the example inputs if None.
+        allow_inexact: Whether to grow groups whose growth changes the function.
+        carry_state: Whether the optimizer keeps its state; False starts all of it anew.
+        generator: Source of randomness, if the plan asks for noise.
+
+    Returns:
+        What changed.
+
+    Raises:
+        GrowthError: If the grown model does not run or computes something else; everything is restored.
+        ConfigError: If the plan makes no sense for this model.
+    """
+    started = time.perf_counter()
+    model = unwrap(model)
+    optimizers = _as_list(optimizer)
+    copies = [unwrap(getattr(copy, "module", copy)) for copy in ema]
+    generator = generator or torch.Generator().manual_seed(0)
+    if not plan.operations:
+        raise ConfigError("The plan has no operations; nothing would grow.")
+    exact = plan.preserves and not allow_inexact
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    inputs = clone_tensors(normalise_inputs(graph.example_inputs))
+    before = _outputs(model, inputs)
+    parameters, flops = graph.num_parameters(), graph.flops()
+    change = Transaction()
+    configured = config_sizes(model)
+    calibration = list(batches) if batches is not None else None
+    current = ""
+    try:
+        work = _Work(model, graph, optimizers, copies, calibration, generator, change, allow_inexact)
+        for op in plan.operations:
+            current = op.group if isinstance(op, Widen) else op.site
+            work.carry_out(op)
+        if not carry_state:
+            for one in optimizers:
+                change.clear(one.state)
+        work.structure_attributes.update(update_configs(model, configured, change))
+        after = _outputs(model, inputs)
+        moved = _difference(before, after)
+        if exact:
+            _require_equal(before, moved)
+        work.retrace()
+    except BaseException as error:
+        change.rollback()
+        _restore_buffers(model, buffers)
+        if not isinstance(error, Exception) or isinstance(error, ConfigError):
+            raise
+        raise _explain(error, plan, current) from error
+    _restore_buffers(model, buffers)
+    return Event(
+        method=plan.method,
+        changes=tuple(work.changes),
+        parameters_before=parameters,
+        parameters_after=graph.num_parameters(),
+        flops_before=flops,
+        flops_after=graph.flops(),
+        max_change=moved,
+        seconds=time.perf_counter() - started,
+        structure=Structure(
+            {path: tuple(blocks) for path, blocks in work.blocks.items()}, work.shapes, work.structure_attributes
+        ),
+        notes=plan.notes,
+    )
+
+
+class _Work:
+    """The running state of one plan."""
+
+    def __init__(
+        self, model: nn.Module, graph: Graph, optimizers: list[Optimizer], copies: list[nn.Module],
+        batches: list[Any] | None, generator: torch.Generator, change: Transaction, allow_inexact: bool,
+    ) -> None:  # fmt: skip
+        self.model, self.graph, self.optimizers, self.copies = model, graph, optimizers, copies
+        self.batches, self.generator, self.change, self.allow_inexact = batches, generator, change, allow_inexact
+        self.lift = Lift()
+        self.stale = False
+        self.changes: list[Change] = []
+        self.blocks: dict[str, list[dict[str, Any]]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.structure_attributes: dict[str, Any] = {}
+
+    def carry_out(self, op: Widen | Deepen) -> None:
+        if isinstance(op, Widen):
+            self.retrace()
+            check_widen(self.graph, op, self.allow_inexact)
+            size = self.graph[op.group].size
+            shapes, attributes = widen_model(
+                self.model, self.graph, op, self.optimizers, self.copies, self.lift, self.change
+            )
+            self.shapes |= shapes
+            self.structure_attributes |= attributes
+            self.changes.append(Change("widen", op.group, size, size + op.by))
+            return
+        check_deepen(self.graph, self.model, op)
+        options = deepen_model(
+            self.model, self.graph, op, self.optimizers, self.copies, self.batches, self.generator, self.change
+        )
+        depth = len(self.model.get_submodule(f"{op.site}.{GROWN}")._modules)
+        self.blocks.setdefault(op.site, []).append(options)
+        self.changes.append(Change("deepen", op.site, depth - 1, depth))
+        self.stale = True
+
+    def retrace(self) -> None:
+        """Bring the graph up to date after insertions."""
+        if not self.stale:
+            return
+        old = dict(self.graph.__dict__)
+        self.change.on_rollback(lambda: self.graph.__dict__.update(old))
+        self.graph.__dict__.update(trace(self.model, self.graph.example_inputs).__dict__)
+        self.stale = False
+
+
+def _as_list(optimizer: Any) -> list[Optimizer]:
+    if optimizer is None:
+        return []
+    items = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
+    # Wrappers of training frameworks keep the real one in ``optimizer``.
+    return [getattr(item, "optimizer", item) if not isinstance(item, Optimizer) else item for item in items]
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
+    args, kwargs = clone_tensors(inputs)
+    with evaluation(model):
+        output = model(*args, **kwargs)
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _difference(before: list[Tensor], after: list[Tensor]) -> float:
+    if [t.shape for t in before] != [t.shape for t in after]:
+        raise GrowthError("the output's shape changed")
+    moved = 0.0
+    for a, b in zip(before, after, strict=True):
+        if not a.is_floating_point():
+            continue
+        if bool(torch.isfinite(a).all()) and not bool(torch.isfinite(b).all()):
+            raise GrowthError("the output is no longer finite")
+        if a.numel():
+            moved = max(moved, float((a.double() - b.double()).nan_to_num().abs().max()))
+    return moved
+
+
+def _require_equal(before: list[Tensor], moved: float) -> None:
+    floating = [t for t in before if t.is_floating_point() and t.numel()]
+    if not floating:
+        return
+    largest = max(float(t.double().nan_to_num().abs().max()) for t in floating)
+    allowed = max(TOLERANCE.get(t.dtype, 1e-4) for t in floating) * max(largest, 1e-6)
+    if moved > allowed:
+        raise GrowthError(
+            f"the output moved by {moved:.1e} although the plan promised to preserve it; the forward uses a size that "
+            "did not grow with the model (a number in a slice or view), or reads the group in a way the graph missed"
+        )
+
+
+def _restore_buffers(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Take back what running the model did to buffers that the plan did not resize."""
+    for name, buffer in model.named_buffers():
+        old = saved.get(name)
+        if old is not None and old.shape == buffer.shape:
+            buffer.data.copy_(old)
+
+
+def _explain(error: Exception, plan: GrowthPlan, current: str) -> GrowthError | AuxinError:
+    """Say which group resisted and where."""
+    if isinstance(error, AuxinError) and not isinstance(error, GrowthError):
+        return error
+    names = [op.group if isinstance(op, Widen) else op.site for op in plan.operations]
+    what = f"group {current!r}" if len(names) == 1 else f"the groups {', '.join(map(repr, names[:5]))}"
+    if len(names) > 5:
+        what += f" and {len(names) - 5} more"
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    line = "" if isinstance(error, GrowthError) else resisting_line(error)
+    where = f" at {line}" if line else ""
+    return GrowthError(
+        f"Growing {what} failed{where} ({reason}); model, optimizer and graph are as they were. "
+        "Derive the size from the tensor (x.shape, -1) or keep it in an attribute such as self.num_heads."
+    )

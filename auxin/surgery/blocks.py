@@ -1,0 +1,125 @@
+"""Blocks that start as the identity, and the hook that runs them after the module they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.graph.sites import GROWN
+
+CONVOLUTIONS: dict[str, type[nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+NORMS: dict[str, type[nn.Module]] = {"conv1d": nn.BatchNorm1d, "conv2d": nn.BatchNorm2d, "conv3d": nn.BatchNorm3d}
+
+
+class Blend(nn.Module):
+    """An activation that starts as the identity: y = x + a·(f(x) − x), with a learnt and 0 at first.
+
+    For activations that are not idempotent (LeakyReLU, GELU, SiLU, ...), and for edges whose values are not yet
+    activated.
+    """
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.amount = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the blend of x and f(x)."""
+        return x + self.amount * (self.function(x) - x)
+
+
+class IdentityBlock(nn.Module):
+    """Linear map, batch norm, activation, all starting as the identity.
+
+    The convolution is a Dirac kernel (a linear layer: the identity matrix); the norm is calibrated so that
+    scale = sqrt(variance + eps) and shift = mean of what enters; the activation is idempotent on its own output, or a
+    ``Blend``. See Net2Net (Chen et al. 2016), section 3.2, and SECNN (2024).
+
+    Args:
+        kind: ``conv1d``, ``conv2d``, ``conv3d`` or ``linear``.
+        channels: Width of the edge.
+        kernel_size: Odd size of the convolution's kernel.
+        norm: Whether to normalise.
+        activation: Name of an activation in ``torch.nn``.
+        arguments: Its keyword arguments.
+        blend: Whether the activation must be blended in.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        channels: int,
+        kernel_size: int = 3,
+        norm: bool = False,
+        activation: str = "ReLU",
+        arguments: Mapping[str, float] | None = None,
+        blend: bool = False,
+    ) -> None:
+        super().__init__()
+        if kind == "linear":
+            self.map: nn.Module = nn.Linear(channels, channels, bias=not norm)
+            self.norm: nn.Module = nn.BatchNorm1d(channels) if norm else nn.Identity()
+        else:
+            self.map = CONVOLUTIONS[kind](channels, channels, kernel_size, padding=kernel_size // 2, bias=not norm)
+            self.norm = NORMS[kind](channels) if norm else nn.Identity()
+        function = getattr(nn, activation)(**(arguments or {}))
+        if activation == "PReLU":
+            nn.init.ones_(function.weight)  # slope one is the identity
+            blend = False
+        self.activation: nn.Module = Blend(function) if blend else function
+        self._start_as_identity()
+
+    def _start_as_identity(self) -> None:
+        weight = self.map.weight
+        with torch.no_grad():
+            if isinstance(self.map, nn.Linear):
+                nn.init.eye_(weight)  # type: ignore[arg-type]
+            else:
+                nn.init.dirac_(weight)  # type: ignore[arg-type]
+            if self.map.bias is not None:
+                self.map.bias.zero_()  # type: ignore[union-attr,operator]
+
+    def calibrate(self, mean: Tensor, variance: Tensor) -> None:
+        """Make the norm the identity for inputs with these statistics per channel, each of shape (channels,)."""
+        if isinstance(self.norm, nn.Identity):
+            return
+        norm: Any = self.norm
+        with torch.no_grad():
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            norm.bias.copy_(mean)
+            norm.weight.copy_((variance + norm.eps).sqrt())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return activation(norm(map(x))), of x's shape."""
+        return self.activation(self.norm(self.map(x)))
+
+
+def run_grown(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Forward hook: pass a module's output through the blocks inserted after it."""
+    return getattr(module, GROWN)(output)
+
+
+def attach(host: nn.Module, block: IdentityBlock) -> None:
+    """Append a block after a module; names of existing parameters do not change."""
+    if GROWN not in host._modules:
+        host.add_module(GROWN, nn.Sequential())
+        host.register_forward_hook(run_grown)
+    sequence = host._modules[GROWN]
+    assert isinstance(sequence, nn.Sequential)
+    sequence.append(block)
+
+
+def detach_last(host: nn.Module) -> None:
+    """Take the last inserted block away again."""
+    sequence = host._modules[GROWN]
+    assert isinstance(sequence, nn.Sequential)
+    del sequence[-1]
+    if not len(sequence):
+        del host._modules[GROWN]
+        for key, hook in list(host._forward_hooks.items()):
+            if hook is run_grown:
+                del host._forward_hooks[key]

@@ -1,0 +1,149 @@
+"""Insert a block that starts as the identity after a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from auxin.errors import ConfigError
+from auxin.graph import Graph
+from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs
+from auxin.surgery.blocks import GROWN, IdentityBlock, attach, detach_last
+from auxin.surgery.optimizer import add_parameters
+from auxin.surgery.transaction import Transaction
+from auxin.types import Deepen, DepthSite
+
+
+def check_deepen(graph: Graph, model: nn.Module, op: Deepen) -> None:
+    """Refuse an insertion that cannot be done.
+
+    Args:
+        graph: The model's graph.
+        model: The model.
+        op: The insertion.
+
+    Raises:
+        ConfigError: If the site is unknown, the kernel size is even, or the module already uses our name.
+    """
+    site = graph.site(op.site)
+    if site.kind != "linear" and (op.kernel_size < 1 or op.kernel_size % 2 == 0):
+        raise ConfigError(f"An identity convolution needs an odd kernel size, not {op.kernel_size}.")
+    host = model.get_submodule(site.name)
+    taken = getattr(host, GROWN, None)
+    if taken is not None and not (isinstance(taken, nn.Sequential) and GROWN in host._modules):
+        raise ConfigError(f"Module {site.name!r} has an attribute {GROWN!r} of its own; rename it to grow there.")
+
+
+def block_options(site: DepthSite, op: Deepen) -> dict[str, Any]:
+    """Return the keyword arguments of the block that fits a site."""
+    return {
+        "kind": site.kind,
+        "channels": site.channels,
+        "kernel_size": op.kernel_size,
+        "norm": site.norm,
+        "activation": site.activation,
+        "arguments": dict(site.arguments),
+        "blend": not site.idempotent,
+    }
+
+
+@torch.no_grad()
+def channel_statistics(model: nn.Module, host: nn.Module, kind: str, batches: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Return mean and variance per channel of a module's output, with batch norms upstream in training mode.
+
+    Args:
+        model: The model; its buffers come back as they were.
+        host: The module.
+        kind: Kind of the edge, which says where the channel axis is.
+        batches: Model inputs.
+
+    Returns:
+        Mean and (biased) variance over all other dimensions, each of shape (channels,).
+    """
+    total: list[Tensor] = []
+
+    def record(module: nn.Module, args: Any, output: Tensor) -> None:
+        channel = output.ndim - 1 if kind == "linear" else output.ndim - 1 - int(kind[4])
+        flat = output.detach().to(torch.float64).movedim(channel, 0).reshape(output.shape[channel], -1)
+        total.append(torch.stack([flat.sum(1), flat.square().sum(1), torch.full_like(flat[:, 0], flat.shape[1])]))
+
+    handle = host.register_forward_hook(record)
+    try:
+        with evaluation(model), _norms_in_training(model):
+            for batch in batches:
+                args, kwargs = clone_tensors(normalise_inputs(batch))
+                model(*args, **kwargs)
+    finally:
+        handle.remove()
+    sums, squares, counts = torch.stack(total).sum(0)
+    mean = sums / counts
+    return mean, (squares / counts - mean.square()).clamp(min=0)
+
+
+@contextmanager
+def _norms_in_training(model: nn.Module) -> Iterator[None]:
+    """Let batch norms use the batch's statistics, as the next training step will, without updating their own."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    saved = [(m.momentum, m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
+    try:
+        for module in norms:
+            module.training = True
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                buffer = getattr(module, name)
+                module._buffers[name] = None if buffer is None else buffer.clone()
+        yield
+    finally:
+        for module, (momentum, mean, variance, count) in zip(norms, saved, strict=True):
+            module.momentum = momentum
+            module._buffers.update(running_mean=mean, running_var=variance, num_batches_tracked=count)
+
+
+def deepen_model(
+    model: nn.Module, graph: Graph, op: Deepen, optimizers: Sequence[Optimizer], copies: Sequence[nn.Module],
+    batches: Iterable[Any] | None, generator: torch.Generator, change: Transaction,
+) -> dict[str, Any]:  # fmt: skip
+    """Carry out one insertion on a model, its optimizers and its averaged copies.
+
+    Args:
+        model: The model.
+        graph: Its graph.
+        op: The insertion, already checked.
+        optimizers: Optimizers that shall train the new parameters.
+        copies: Modules of the same structure (averaged weights) that get the same block.
+        batches: Model inputs to calibrate the norm on; the example inputs if None.
+        generator: Source of the noise, if any.
+        change: Where to record the changes.
+
+    Returns:
+        The block's keyword arguments.
+    """
+    site = graph.site(op.site)
+    options = block_options(site, op)
+    host = model.get_submodule(site.name)
+    existing = dict(model.named_parameters())
+    like = next((p for p in existing.values() if p.is_floating_point()), torch.zeros(()))
+    for target in (model, *copies):
+        block = IdentityBlock(**options).to(device=like.device, dtype=like.dtype)
+        place = target.get_submodule(site.name)
+        if site.norm:
+            inputs = list(batches) if batches is not None else [graph.example_inputs]
+            block.calibrate(*channel_statistics(target, place, site.kind, inputs))
+        if op.noise:
+            weight: Any = block.map.weight
+            with torch.no_grad():
+                weight += op.noise * torch.randn(weight.shape, generator=generator).to(weight)
+        block.train(place.training)
+        if target is not model:
+            block.requires_grad_(False)
+        attach(place, block)
+        change.on_rollback(lambda place=place: detach_last(place))  # type: ignore[misc]
+    new = {name: p for name, p in model.named_parameters() if name not in existing}
+    assert host is model.get_submodule(site.name)
+    for optimizer in optimizers:
+        add_parameters(optimizer, new, existing, change)
+    return options

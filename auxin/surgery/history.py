@@ -1,0 +1,104 @@
+"""The events of a model's life as data, and how to give a fresh base model the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from auxin.errors import CheckpointError
+from auxin.graph.capture import unwrap
+from auxin.surgery.blocks import IdentityBlock, attach
+from auxin.surgery.transaction import set_attribute
+from auxin.types import Event
+
+
+class History:
+    """The growth events of one model, oldest first.
+
+    A grown checkpoint needs no pickle: build the base model, replay the history, load the state dict.
+
+    Example:
+        >>> import torch, auxin
+        >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> model, x = make(), torch.randn(2, 4)
+        >>> history = auxin.History()
+        >>> history.append(auxin.widen(model, "0", 3, graph=auxin.trace(model, x)))
+        >>> fresh = make()
+        >>> auxin.History.from_json(history.to_json()).replay(fresh)
+        >>> _ = fresh.load_state_dict(model.state_dict())
+        >>> bool((fresh(x) == model(x)).all())
+        True
+    """
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.events: list[Event] = list(events)
+
+    def append(self, event: Event) -> None:
+        """Record one more event."""
+        self.events.append(event)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the events as JSON data."""
+        return [event.to_dict() for event in self.events]
+
+    @classmethod
+    def from_json(cls, data: list[dict[str, Any]]) -> History:
+        """Rebuild a history from ``to_json``'s data.
+
+        Args:
+            data: A list of events as dictionaries.
+
+        Returns:
+            The history.
+
+        Raises:
+            CheckpointError: If the data is not a history.
+        """
+        try:
+            return cls(Event.from_dict(event) for event in data)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"The growth history cannot be read ({error!r}); is it from another version?") from error
+
+    def replay(self, model: nn.Module) -> None:
+        """Give a freshly built base model the shapes, attributes and blocks of every event.
+
+        Weights are zeros where a shape changed: load a state dict next.
+
+        Args:
+            model: The base model as its constructor makes it, at the size it had before the first event.
+
+        Raises:
+            CheckpointError: If the model has no such modules, parameters or attributes.
+        """
+        model = unwrap(model)
+        for number, event in enumerate(self.events, 1):
+            try:
+                _replay(model, event)
+            except AttributeError as error:
+                raise CheckpointError(
+                    f"Event {number} of the history does not fit this model ({error}); build the base model with the "
+                    "options it had before the first growth."
+                ) from error
+
+
+def _replay(model: nn.Module, event: Event) -> None:
+    structure = event.structure
+    like = next(iter(model.parameters()), torch.zeros(()))
+    for path, blocks in structure.blocks.items():
+        host = model.get_submodule(path)
+        for options in blocks:
+            block = IdentityBlock(**options).to(device=like.device, dtype=like.dtype)
+            attach(host, block.train(host.training))
+    with torch.no_grad():
+        for name, shape in structure.shapes.items():
+            path, _, leaf = name.rpartition(".")
+            tensor = getattr(model.get_submodule(path), leaf)
+            if tuple(tensor.shape) != tuple(shape):
+                tensor.grad = None
+                tensor.data = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+    for key, value in structure.attributes.items():
+        path, _, name = key.rpartition(":")
+        set_attribute(model.get_submodule(path), name, value)

@@ -1,0 +1,234 @@
+"""Resize every tensor and attribute that holds the units of one width group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from auxin.errors import ConfigError, FrozenError
+from auxin.graph import Graph
+from auxin.graph.axes import Atom, Axis, gather_index, size_with, spread
+from auxin.surgery.optimizer import regather, resize_flat_state, resize_state
+from auxin.surgery.transaction import Transaction
+from auxin.types import Role, Slot, Widen
+
+NEUTRAL: dict[Role, float] = {"scale": 1.0, "variance": 1.0}
+"""What a new entry starts with, by role, where nothing is copied or given (0 elsewhere; raw: the mean of the old)."""
+
+
+@dataclass
+class Lift:
+    """How a tensor's dimensions have changed since the plan was made: for values given in the plan's coordinates."""
+
+    index: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    scale: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def apply(self, values: Tensor, name: str, skip: int) -> Tensor:
+        """Bring given values to the tensor's current sizes along every dimension but ``skip``."""
+        for d in range(values.ndim):
+            if d == skip or (name, d) not in self.index:
+                continue
+            values = regather(values, {d: self.index[name, d]})
+            shape = [1] * values.ndim
+            shape[d] = -1
+            values = values * self.scale[name, d].to(values).view(shape)
+        return values
+
+    def note(self, name: str, dim: int, copied: Tensor, scale: Tensor) -> None:
+        """Record one more change of a dimension."""
+        key = (name, dim)
+        old = self.index.get(key)
+        old_scale = self.scale.get(key)
+        safe = copied.clamp(min=0)
+        self.index[key] = copied if old is None else torch.where(copied < 0, -1, old[safe])
+        self.scale[key] = scale if old_scale is None else scale * old_scale[safe]
+
+
+def check_widen(graph: Graph, op: Widen, allow_inexact: bool) -> None:
+    """Refuse a widening that cannot be done.
+
+    Args:
+        graph: The model's graph.
+        op: The widening.
+        allow_inexact: Whether growth that changes the function is accepted.
+
+    Raises:
+        ConfigError: If the number of new units or their parents make no sense.
+        FrozenError: If the group may not grow.
+    """
+    group = graph[op.group]
+    if type(op.by) is not int or op.by < 1:
+        raise ConfigError(f"Group {op.group!r} can only grow by a whole number of at least 1, not {op.by!r}.")
+    if group.frozen:
+        raise FrozenError(f"Group {op.group!r} is frozen: {group.frozen}. Choose one of the growable groups instead.")
+    if group.inexact and not allow_inexact:
+        raise FrozenError(
+            f"Growing group {op.group!r} would change the function: {group.inexact}. "
+            "Pass allow_inexact=True to grow it all the same."
+        )
+    if op.parents and (len(op.parents) != op.by or not all(-1 <= p < group.size for p in op.parents)):
+        raise ConfigError(f"Group {op.group!r} needs {op.by} parents, each -1 or a unit below {group.size}.")
+    if op.shares is not None and (not op.parents or len(op.shares) != op.by):
+        raise ConfigError(f"Group {op.group!r} needs one share for each of its {op.by} copies.")
+
+
+def unit_sources(leaf: Atom, op: Widen) -> tuple[Tensor, Tensor]:
+    """Return the unit each unit is copied from (-1: none) with fresh units as parents say, and with all new ones -1."""
+    old = torch.arange(leaf.size)
+    parents = torch.tensor(op.parents or (-1,) * op.by)
+    return torch.cat([old, parents]), torch.cat([old, torch.full((op.by,), -1)])
+
+
+def outgoing_scale(leaf: Atom, op: Widen) -> Tensor:
+    """Return the factor on each unit's outgoing weights: copies share their parent's, so that the sum is unchanged."""
+    scale = torch.ones(leaf.size + op.by, dtype=torch.float64)
+    if op.shares is not None:
+        for j, (parent, share) in enumerate(zip(op.parents, op.shares, strict=True)):
+            if parent >= 0:
+                scale[leaf.size + j] = share
+                scale[parent] -= share
+        return scale
+    for parent, copies in Counter(p for p in op.parents if p >= 0).items():
+        scale[parent] = 1 / (1 + copies)
+    for j, parent in enumerate(op.parents):
+        if parent >= 0:
+            scale[leaf.size + j] = scale[parent]
+    return scale
+
+
+def resize_axis(tensor: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, lift: Lift) -> tuple[Tensor, Tensor]:
+    """Resize one axis of one tensor.
+
+    Args:
+        tensor: The tensor at its current shape.
+        axis: The axis, the atom still at its old size.
+        leaf: The atom that grows.
+        slot: Which axis it is, and its role.
+        op: The widening.
+        lift: Earlier changes of the same plan.
+
+    Returns:
+        The resized tensor, and for each index of the axis the old one or -1, for the optimizer's state.
+
+    Raises:
+        ConfigError: If given values have another shape than the new entries.
+    """
+    sources, fresh = unit_sources(leaf, op)
+    copied, kept = gather_index(axis, {leaf: sources}), gather_index(axis, {leaf: fresh})
+    dim = slot.dim
+    fill: float | Tensor = NEUTRAL.get(slot.role, 0.0)
+    if slot.role == "raw":
+        fill = tensor.mean(dim, keepdim=True).expand([len(copied) if d == dim else n for d, n in enumerate(tensor.shape)])
+    result = regather(tensor, {dim: copied}, fill)
+    shape = [1] * tensor.ndim
+    shape[dim] = -1
+    scale = torch.ones(len(copied), dtype=torch.float64)
+    if slot.role == "consumer" and op.parents:
+        scale = spread(axis, {leaf: outgoing_scale(leaf, op)}, torch.mul)
+        result = torch.where((scale != 1).to(result.device).view(shape), result * scale.to(result).view(shape), result)
+    given = op.values.get(f"{slot.parameter}:{dim}")
+    if given is not None:
+        new = (kept < 0).nonzero().flatten()
+        given = lift.apply(given.to(result), slot.parameter, skip=dim)
+        wanted = [len(new) if d == dim else n for d, n in enumerate(tensor.shape)]
+        if list(given.shape) != wanted:
+            raise ConfigError(
+                f"The new entries of {slot.parameter} (dimension {dim}) have shape {tuple(given.shape)}, "
+                f"but growing group {op.group!r} by {op.by} needs {tuple(wanted)}."
+            )
+        result = result.index_copy(dim, new.to(result.device), given)
+    lift.note(slot.parameter, dim, copied, scale)
+    return result, kept
+
+
+def widen_model(
+    model: nn.Module, graph: Graph, op: Widen, optimizers: Sequence[Optimizer], copies: Sequence[nn.Module],
+    lift: Lift, change: Transaction,
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:  # fmt: skip
+    """Carry out one widening on a model, its optimizers and its averaged copies.
+
+    Args:
+        model: The model.
+        graph: Its graph; the group's size is updated.
+        op: The widening, already checked.
+        optimizers: Optimizers whose state follows.
+        copies: Modules of the same structure (averaged weights) that are resized alike.
+        lift: Earlier changes of the same plan.
+        change: Where to record the changes.
+
+    Returns:
+        New shapes by tensor name, and new attribute values by ``module:name``.
+    """
+    leaf = graph.atom(op.group)
+    slots: dict[str, list[Slot]] = {}
+    for slot in graph[op.group].slots:
+        slots.setdefault(slot.parameter, []).append(slot)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes: dict[str, tuple[int, ...]] = {}
+    old_shapes: dict[int, Sequence[int]] = {}
+    maps: dict[int, Mapping[int, Tensor]] = {}
+    with torch.no_grad():
+        for name, mine in slots.items():
+            tensor = tensors[name]
+            old_shape = tuple(tensor.shape)
+            new, indices = _resize_tensor(tensor, graph.axes[name], leaf, mine, op, lift)
+            shapes[name] = tuple(new.shape)
+            _replace(tensor, new, indices, change)
+            for optimizer in optimizers:
+                resize_state(optimizer, tensor, old_shape, indices, change)
+            old_shapes[id(tensor)], maps[id(tensor)] = old_shape, indices
+        for optimizer in optimizers:
+            resize_flat_state(optimizer, old_shapes, maps, change)
+        for copy in copies:
+            theirs = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
+            for name, mine in slots.items():
+                new, indices = _resize_tensor(theirs[name], graph.axes[name], leaf, mine, op, Lift())
+                _replace(theirs[name], new, indices, change)
+    old_size = leaf.size
+    change.on_rollback(lambda: setattr(leaf, "size", old_size))
+    leaf.size = old_size + op.by
+    attributes = _update_attributes([model, *copies], graph, leaf, change)
+    return shapes, attributes
+
+
+def _resize_tensor(
+    tensor: Tensor, axes: Sequence[Axis], leaf: Atom, slots: Sequence[Slot], op: Widen, lift: Lift
+) -> tuple[Tensor, dict[int, Tensor]]:
+    new, indices = tensor.detach(), dict[int, Tensor]()
+    for slot in slots:
+        new, indices[slot.dim] = resize_axis(new, axes[slot.dim], leaf, slot, op, lift)
+    # The memory format is part of what the user chose.
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        new = new.contiguous(memory_format=torch.channels_last)
+    return new.contiguous() if new.ndim != 4 else new, indices
+
+
+def _replace(tensor: Tensor, new: Tensor, indices: Mapping[int, Tensor], change: Transaction) -> None:
+    change.replace(tensor, new, None if tensor.grad is None else regather(tensor.grad, indices))
+
+
+def _update_attributes(
+    models: Sequence[nn.Module], graph: Graph, leaf: Atom, change: Transaction
+) -> dict[str, Any]:
+    """Set every size attribute that the grown atom takes part in."""
+    values: dict[str, Any] = {}
+    for attribute in graph.attributes:
+        if leaf not in set(attribute.axis.atoms()):
+            continue
+        size = size_with(attribute.axis, {})
+        for model in models:
+            module = model.get_submodule(attribute.module)
+            value: Any = size
+            if attribute.index is not None:
+                current = list(getattr(module, attribute.name))
+                current[attribute.index - len(current) if attribute.index < 0 else attribute.index] = size
+                value = tuple(current)
+            change.set_attribute(module, attribute.name, value)
+            values[f"{attribute.module}:{attribute.name}"] = value
+    return values

@@ -1,0 +1,354 @@
+"""What a run is: one dataclass per part, read from YAML and the command line by jsonargparse.
+
+A long file: most of it documents fields, and that text is the command line's help.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import jsonargparse
+import yaml
+
+from auxin.errors import ConfigError
+
+_SUFFIXES = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000, "b": 1_000_000_000}
+
+
+def parse_count(value: int | float | str) -> int:
+    """Read a whole number that may carry a suffix: k (1e3), M (1e6), G or B (1e9).
+
+    Args:
+        value: A number, or text such as ``"325k"`` or ``"1.2M"``.
+
+    Returns:
+        The number it means.
+
+    Raises:
+        ConfigError: If it is not a number with an optional suffix.
+
+    Example:
+        >>> parse_count("325k"), parse_count("1.2M"), parse_count(8)
+        (325000, 1200000, 8)
+    """
+    match = re.fullmatch(r"\s*([0-9_]*\.?[0-9]+(?:e[0-9]+)?)\s*([kmgb]?)\s*", str(value), re.IGNORECASE)
+    if not match:
+        raise ConfigError(f"{value!r} is not a count: write a number such as 64, 325k or 1.2M.")
+    return round(float(match[1].replace("_", "")) * _SUFFIXES[match[2].lower()])
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ConfigError(sentence)
+
+
+@dataclass
+class DataConfig:
+    """Which images to learn from, and how they are varied.
+
+    Attributes:
+        source: "digits" (embedded), a Hugging Face hub name, or a local folder of parquet files or images.
+        val_fraction: Share of the training images held out for validation, 0 to 1.
+        seed: Seed of that split.
+        crop: Padding of the random crop in pixels; 0 turns it off, null is an eighth of the image.
+        flip: Mirror half of the images left to right; null decides by the images and class names.
+        cutout: Side in pixels of the square that is blanked out; 0 turns it off.
+    """
+
+    source: str = "digits"
+    val_fraction: float = 0.1
+    seed: int = 0
+    crop: int | None = None
+    flip: bool | None = None
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.val_fraction < 1, f"data.val_fraction is {self.val_fraction}: give a share between 0 and 1.")
+        _require(self.crop is None or self.crop >= 0, f"data.crop is {self.crop}: give 0 or more pixels, or null.")
+        _require(self.cutout >= 0, f"data.cutout is {self.cutout}: give 0 or more pixels.")
+
+
+@dataclass
+class ModelConfig:
+    """The model before its first growth event.
+
+    Attributes:
+        name: A name of auxin.models, such as vgg16, mobilenet_v1 or resnet20, or your own package.module:factory.
+        kwargs: Further arguments of the model, such as {width: 16} (channels).
+    """
+
+    name: str = "vgg16"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OptimizerConfig:
+    """How a gradient becomes a step.
+
+    Attributes:
+        name: "sgd" or "adamw".
+        lr: Learning rate at the top of the schedule.
+        momentum: Momentum of sgd, 0 to 1.
+        nesterov: Whether that momentum looks ahead.
+        betas: Decay rates of adamw's two moments.
+        eps: Added to adamw's denominator.
+        weight_decay: L2 penalty (sgd) or decoupled decay (adamw), per step and learning rate.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optimizer.lr is {self.lr}: give a learning rate above 0.")
+        _require(0 <= self.momentum < 1, f"optimizer.momentum is {self.momentum}: give a value from 0 to below 1.")
+        _require(
+            self.name != "sgd" or not self.nesterov or self.momentum > 0,
+            "optimizer.nesterov needs optimizer.momentum above 0: set one of them.",
+        )
+        _require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}: give 0 or more.")
+
+
+@dataclass
+class ScheduleConfig:
+    """How the learning rate moves.
+
+    Attributes:
+        name: "cosine" (to floor at the last epoch), "step" (times gamma at each milestone) or "constant".
+        warmup: Linear rise from 0 in epochs, fractions allowed.
+        floor: Where cosine ends, as a share of optimizer.lr.
+        milestones: Epochs at which step multiplies by gamma.
+        gamma: That factor.
+        after_growth: "keep" lets one schedule span the run; "restart" begins it again, warmup included,
+            over the epochs that remain after each growth event.
+    """
+
+    name: Literal["cosine", "step", "constant"] = "cosine"
+    warmup: float = 0.0
+    floor: float = 0.0
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
+    after_growth: Literal["keep", "restart"] = "keep"
+
+    def __post_init__(self) -> None:
+        _require(self.warmup >= 0, f"schedule.warmup is {self.warmup}: give a number of epochs, 0 or more.")
+        _require(0 <= self.floor <= 1, f"schedule.floor is {self.floor}: give a share of the learning rate, 0 to 1.")
+        _require(
+            self.name != "step" or bool(self.milestones),
+            "schedule.name is step but schedule.milestones is empty: list the epochs at which the rate drops.",
+        )
+
+
+@dataclass
+class TrainConfig:
+    """How long and how precisely to train.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        label_smoothing: Share of the target spread over all classes, 0 to 1.
+        precision: "bf16-mixed" (autocast, weights stay fp32) or "32-true".
+        channels_last: Store images and convolution weights as NHWC, faster for convolutions.
+        clip_norm: Largest gradient norm allowed, or null.
+        deterministic: Only deterministic kernels: a resumed run is then bit-equal to an uninterrupted one.
+        seed: Seed of weights, order and augmentation; each epoch derives its own.
+        threads: CPU threads; null leaves torch's choice.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    epochs: int = 250
+    batch_size: int = 128
+    label_smoothing: float = 0.0
+    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
+    channels_last: bool = True
+    clip_norm: float | None = None
+    deterministic: bool = True
+    seed: int = 0
+    threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"train.epochs is {self.epochs}: give at least 1.")
+        _require(self.batch_size >= 1, f"train.batch_size is {self.batch_size}: give at least 1 image.")
+        _require(0 <= self.label_smoothing < 1, f"train.label_smoothing is {self.label_smoothing}: give 0 to below 1.")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0, "train.clip_norm must be above 0, or null to turn it off."
+        )
+        _require(
+            self.threads is None or self.threads >= 1, f"train.threads is {self.threads}: give at least 1, or null."
+        )
+
+
+@dataclass
+class GrowthConfig:
+    """When, where and how much the model grows.
+
+    Attributes:
+        method: A name of auxin.methods.METHODS, such as net2net or random; null never grows.
+        trigger: "every" (each `every` epochs) or "plateau" (when `metric` stops improving).
+        every: Epochs between events.
+        start: First epoch after which an event may happen, counted from 1; null is `every`.
+        times: Largest number of events; null has no limit.
+        metric: What plateau watches: val_loss, val_accuracy, train_loss or train_accuracy.
+        patience: Epochs without improvement before plateau fires.
+        min_delta: Smallest change of metric that counts as improvement.
+        cooldown: Epochs after an event in which plateau rests.
+        budget: "ratio" (a share of what is there) or "count" (a fixed amount).
+        ratio: Share added at each event: 0.35 is 35 % more.
+        count: Amount added at each event, such as 8 or "30k".
+        of: What ratio and count measure: neurons, parameters or flops.
+        scope: "per_group" applies the budget to each width group, "global" to the whole model.
+        until: Final cap such as "params<=325k"; null has none.
+        allow_inexact: Also grow groups whose growth changes the function.
+        carry_state: Keep the optimizer's moments of old units across an event; false starts them anew.
+    """
+
+    method: str | None = "net2net"
+    trigger: Literal["every", "plateau"] = "every"
+    every: int = 50
+    start: int | None = None
+    times: int | None = 4
+    metric: Literal["val_loss", "val_accuracy", "train_loss", "train_accuracy"] = "val_loss"
+    patience: int = 5
+    min_delta: float = 0.0
+    cooldown: int = 0
+    budget: Literal["ratio", "count"] = "ratio"
+    ratio: float = 0.35
+    count: int | str = 8
+    of: Literal["neurons", "parameters", "flops"] = "neurons"
+    scope: Literal["per_group", "global"] = "per_group"
+    until: str | None = None
+    allow_inexact: bool = False
+    carry_state: bool = True
+
+    def __post_init__(self) -> None:
+        self.count = parse_count(self.count)
+        _require(self.every >= 1, f"growth.every is {self.every}: give at least 1 epoch.")
+        _require(self.ratio > 0, f"growth.ratio is {self.ratio}: give a share above 0, such as 0.35.")
+        _require(self.count >= 1, f"growth.count is {self.count}: give at least 1.")
+        _require(self.times is None or self.times >= 0, f"growth.times is {self.times}: give 0 or more, or null.")
+        _require(self.patience >= 1, f"growth.patience is {self.patience}: give at least 1 epoch.")
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides a run.
+
+    Attributes:
+        name: Start of the run folder's name.
+        data: The images.
+        model: The model before it grows.
+        optimizer: The optimizer.
+        schedule: The learning rate over time.
+        train: Length, precision, seed.
+        growth: The growth events.
+    """
+
+    name: str = "run"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            re.fullmatch(r"[\w.-]+", self.name) is not None and not self.name.startswith("."),
+            f"name is {self.name!r}: use letters, digits, '-', '_' and '.', since it names a folder.",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON data."""
+        data = asdict(self)
+        data["optimizer"]["betas"] = list(self.optimizer.betas)
+        return data
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML that ``auxin train`` reads back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
+        """Build a configuration from nested plain data; absent fields take their defaults.
+
+        Args:
+            data: As ``to_dict`` or a YAML file gives it.
+
+        Returns:
+            The checked configuration.
+
+        Raises:
+            ConfigError: If a key or value is not known.
+        """  # noqa: DOC502
+        parser = make_parser()
+        return _instantiate(parser, lambda: parser.parse_object(dict(data)), parser)
+
+
+def make_parser(prog: str = "auxin train", **kwargs: Any) -> jsonargparse.ArgumentParser:
+    """Return the parser of a run's configuration: ``--config FILE`` and one ``--part.field`` per field.
+
+    Args:
+        prog: How the command names itself in its help.
+        **kwargs: Further arguments of ``jsonargparse.ArgumentParser``, such as ``description``.
+
+    Returns:
+        A parser that raises instead of leaving the process.
+    """
+    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, **kwargs)
+    parser.add_argument("--config", action="config", help="A YAML file with any of the fields below.")
+    parser.add_class_arguments(RunConfig, as_group=False)
+    return parser
+
+
+def load_config(arguments: Sequence[str], parser: jsonargparse.ArgumentParser | None = None) -> RunConfig:
+    """Read a configuration from command-line arguments; later ones win over earlier ones.
+
+    Args:
+        arguments: Such as ``["--config", "vgg16.yaml", "--train.epochs", "3"]``.
+        parser: What ``make_parser`` returned; None makes one.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: If a file is missing, or a key or value is not known.
+
+    Example:
+        >>> load_config(["--train.epochs", "3"]).train.epochs
+        3
+    """  # noqa: DOC502
+    parser = parser or make_parser()
+    return _instantiate(parser, lambda: parser.parse_args(list(arguments)), parser)
+
+
+def _instantiate(parser: jsonargparse.ArgumentParser, parse: Any, names: jsonargparse.ArgumentParser) -> RunConfig:
+    try:
+        values = parser.instantiate(parse()).as_dict()
+    except (ArgumentError, TypeError, ValueError, yaml.YAMLError, OSError) as error:
+        raise ConfigError(_sentence(str(error), names)) from error
+    return RunConfig(**{key: values[key] for key in RunConfig.__dataclass_fields__})
+
+
+def _sentence(message: str, parser: jsonargparse.ArgumentParser) -> str:
+    # A parser's message spans lines and speaks of types; the nearest known name helps more.
+    text = " ".join(message.split()).rstrip(".")
+    text = re.sub(r'Parser key "([^"]+)":', r"setting \1:", text)
+    text = re.sub(r"typing\.Literal\[([^\]]+)\]", r"value out of \1", text)
+    text = re.sub(r"Expected a <class '(\w+)'>", r"Expected \1", text)
+    text = text.replace("unrecognized arguments:", "there is no setting")
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    unknown = re.search(r"there is no setting (--[\w.-]+)", text)
+    group = re.search(r"Group '(\w+)' does not accept option '(\w+)'", text)
+    wanted = unknown[1] if unknown else f"--{group[1]}.{group[2]}" if group else None
+    close = difflib.get_close_matches(wanted, known, 1) if wanted else []
+    return f"{text}; did you mean {close[0].lstrip('-')}?" if close else f"{text}; see auxin train --help."

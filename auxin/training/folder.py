@@ -1,0 +1,68 @@
+"""The folder of a run: which file lies where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its files.
+
+    Attributes:
+        path: The folder itself.
+    """
+
+    path: Path
+
+    @classmethod
+    def make(cls, name: str, parent: Path | str = "runs") -> RunFolder:
+        """Make the next free folder ``parent/name-n``, n from 1; an existing run is never touched.
+
+        Args:
+            name: Start of the folder's name.
+            parent: Folder of all runs; made where absent.
+
+        Returns:
+            The new, empty folder.
+        """
+        number = 1
+        while True:
+            folder = Path(parent) / f"{name}-{number}"
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                return cls(folder)
+
+    @property
+    def config(self) -> Path:
+        """The configuration as YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def last(self) -> Path:
+        """Manifest of the newest checkpoint."""
+        return self.path / "checkpoints" / "last.json"
+
+    @property
+    def ladder(self) -> Path:
+        """Folder of the checkpoints of each size."""
+        return self.path / "ladder"
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics of each epoch as JSON lines; a CSV of the same name lies beside it."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def result(self) -> Path:
+        """What a finished run leaves: its claim, and how it came about."""
+        return self.path / "result.json"

@@ -1,0 +1,69 @@
+"""Where a result comes from: the commit of the code, the machine, the versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import auxin
+
+_PACKAGES = ("auxin", "torch", "numpy", "safetensors", "lightning-fabric", "torchmetrics", "datasets", "jsonargparse")
+
+
+def commit() -> dict[str, Any]:
+    """Return the commit of the running auxin: ``{"commit": hash or "unknown", "dirty": bool or None}``.
+
+    An installed copy has none, even where it lies inside somebody else's git repository.
+    """
+    source = Path(auxin.__file__).resolve()
+    if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
+        return {"commit": "unknown", "dirty": None}
+    status = _git(source.parent, "status", "--porcelain")
+    return {"commit": _git(source.parent, "rev-parse", "HEAD") or "unknown", "dirty": bool(status)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def hardware() -> dict[str, Any]:
+    """Return what ran: processor, cores, torch's threads, and the name of each GPU."""
+    return {
+        "processor": _processor(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

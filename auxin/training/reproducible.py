@@ -1,0 +1,56 @@
+"""Runs that repeat bit for bit: deterministic kernels, and one seed per epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning_fabric import seed_everything
+
+from auxin.training.config import TrainConfig
+
+
+def seed_stage(seed: int, epoch: int, stage: str) -> None:
+    """Seed Python, NumPy and torch for one part of one epoch.
+
+    A run that resumes at that part draws what an uninterrupted run draws there, whatever came before.
+
+    Args:
+        seed: Seed of the run.
+        epoch: 0 for the first.
+        stage: Such as "train" or "growth".
+    """
+    digest = hashlib.sha256(f"{seed}/{epoch}/{stage}".encode()).digest()
+    seed_everything(int.from_bytes(digest[:4], "big"), verbose=False)
+
+
+@contextmanager
+def reproducible(config: TrainConfig) -> Iterator[None]:
+    """Set torch's process-wide switches for a run, and put them back afterwards.
+
+    Args:
+        config: Its ``deterministic`` and ``threads`` are used.
+
+    Yields:
+        None, with the switches set.
+    """
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        # cuBLAS reads it when it starts; without it CUDA's matrix products refuse to be deterministic.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark

@@ -1,0 +1,271 @@
+"""The nouns of auxin as data: groups, sites, plans, events, and the protocols that methods and triggers follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from auxin.graph import Graph
+
+Role = Literal["producer", "consumer", "bias", "scale", "shift", "mean", "variance", "raw"]
+"""What a parameter axis does with a unit.
+
+``producer`` rows compute it, ``consumer`` columns read it, ``bias`` is added by its producer, ``scale`` and ``shift``
+are a norm's affine pair, ``mean`` and ``variance`` its running statistics, ``raw`` is a parameter the forward uses
+directly (a position embedding, LayerScale, a class token).
+"""
+
+LossFn = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One axis of one parameter or buffer that holds units of a width group.
+
+    Attributes:
+        parameter: Dotted name, as in ``model.named_parameters()`` or ``named_buffers()``.
+        dim: The axis of that tensor.
+        role: What the axis does with a unit.
+    """
+
+    parameter: str
+    dim: int
+    role: Role
+
+
+@dataclass(frozen=True)
+class WidthGroup:
+    """All parameter axes that must be resized together.
+
+    Attributes:
+        name: From the module path of the first producer, for example ``features.0``.
+        size: Number of units now (channels, hidden units, attention heads).
+        slots: Every parameter axis that holds these units.
+        frozen: Why the group can never grow, or None.
+        inexact: Why growing it changes the function (``allow_inexact=True`` grows it all the same), or None.
+    """
+
+    name: str
+    size: int
+    slots: tuple[Slot, ...]
+    frozen: str | None = None
+    inexact: str | None = None
+
+    @property
+    def growable(self) -> bool:
+        """Whether the group can grow with the function preserved."""
+        return self.frozen is None and self.inexact is None
+
+
+@dataclass(frozen=True)
+class DepthSite:
+    """A place, just after a module, where a block that starts as the identity fits.
+
+    Attributes:
+        name: Path of the module whose output the block will transform.
+        kind: The linear map of the block: ``conv1d``, ``conv2d``, ``conv3d`` or ``linear``.
+        channels: Width of the edge now.
+        norm: Whether the block gets a batch norm, as the layers around it do.
+        activation: Name of the activation in ``torch.nn``, for example ``ReLU``.
+        idempotent: Whether the edge already carries that activation's output and applying it again changes nothing.
+        arguments: Keyword arguments of the activation.
+    """
+
+    name: str
+    kind: Literal["conv1d", "conv2d", "conv3d", "linear"]
+    channels: int
+    norm: bool
+    activation: str
+    idempotent: bool
+    arguments: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Widen:
+    """Add ``by`` units to one width group.
+
+    Attributes:
+        group: Name of the group.
+        by: Number of new units, appended at the end of each segment that holds the group.
+        parents: For each new unit the old unit it copies, or -1 for a fresh one. All -1 when empty.
+        values: New entries of a slot, keyed ``"parameter:dim"``; shape is the parameter's with ``dim`` replaced by the
+            number of new positions. Slots without values copy the parent, or start at their role's neutral value
+            (0; 1 for scale and variance; the mean of the old entries for raw).
+        shares: Fraction of a parent's outgoing weight that each new copy takes; the parent keeps the rest.
+            None divides equally among the parent and its copies (Net2Net).
+    """
+
+    group: str
+    by: int
+    parents: tuple[int, ...] = ()
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    shares: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Deepen:
+    """Insert a block that starts as the identity at a depth site.
+
+    Attributes:
+        site: Name of the depth site.
+        kernel_size: Size of the convolution's kernel (odd); ignored for linear blocks.
+        noise: Standard deviation of noise added to the identity weights.
+    """
+
+    site: str
+    kernel_size: int = 3
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """What one event will do: pure data, made by a method, carried out by ``surgery.apply``.
+
+    Attributes:
+        method: Name of the method that proposed it.
+        operations: The widenings and deepenings, applied in order.
+        preserves: Whether the method promises that the function does not change.
+        notes: Sentences for the user, such as a fallback that was taken.
+    """
+
+    method: str
+    operations: tuple[Widen | Deepen, ...]
+    preserves: bool = True
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"plan by {self.method}: {len(self.operations)} operation(s)"]
+        for op in self.operations:
+            lines.append(f"  widen {op.group} by {op.by}" if isinstance(op, Widen) else f"  deepen after {op.site}")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of an event: what grew, and its size before and after."""
+
+    kind: Literal["widen", "deepen"]
+    target: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What replays an event on a fresh base model: inserted blocks, tensor shapes, size attributes.
+
+    Attributes:
+        blocks: For each module path, the blocks inserted after it, as keyword arguments of ``IdentityBlock``.
+        shapes: New shape of each resized parameter and buffer.
+        attributes: New value of each resized attribute, keyed ``"module.path:name"``.
+    """
+
+    blocks: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One applied plan: what changed and what it cost.
+
+    Attributes:
+        method: Name of the method.
+        changes: Sizes before and after.
+        parameters_before: Number of trainable and frozen parameters before.
+        parameters_after: The same, after.
+        flops_before: FLOPs of one forward of the example input before (multiply and add count as two).
+        flops_after: The same, after.
+        max_change: max |Δ output| of the example in eval mode.
+        seconds: Wall time of the event, verification included.
+        structure: What ``History.replay`` needs.
+        epoch: Epoch after which it happened, or None outside a training run.
+        reason: Why the trigger fired.
+        notes: Sentences for the user, such as a fallback that was taken.
+    """
+
+    method: str
+    changes: tuple[Change, ...]
+    parameters_before: int
+    parameters_after: int
+    flops_before: int
+    flops_after: int
+    max_change: float
+    seconds: float
+    structure: Structure = field(default_factory=Structure)
+    epoch: int | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        changes = ", ".join(f"{c.target} {c.before}→{c.after}" for c in self.changes)
+        return (
+            f"{self.method}: {changes}; {self.parameters_before:,} → {self.parameters_after:,} parameters, "
+            f"max |Δ output| {self.max_change:.1e}, {self.seconds:.2f} s"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Event:
+        """Rebuild an event from ``to_dict``'s data."""
+        values = dict(data)
+        structure = values["structure"]
+        values["structure"] = Structure(
+            blocks={path: tuple(blocks) for path, blocks in structure["blocks"].items()},
+            shapes={name: tuple(shape) for name, shape in structure["shapes"].items()},
+            attributes={
+                key: tuple(value) if isinstance(value, list) else value for key, value in structure["attributes"].items()
+            },
+        )
+        values["changes"] = tuple(Change(**change) for change in values["changes"])
+        values["notes"] = tuple(values["notes"])
+        return cls(**values)
+
+
+class Budget(Protocol):
+    """How much to grow: turns a graph into units to add per group."""
+
+    def allocate(self, graph: Graph) -> dict[str, int]:
+        """Return the number of units to add to each group; groups that stay as they are are absent."""
+        ...
+
+
+class Method(Protocol):
+    """Where to grow and with which weights; ``propose`` is pure.
+
+    Attributes:
+        name: Key in ``METHODS``.
+        preserves: Whether the function is unchanged right after an event.
+    """
+
+    name: str
+    preserves: bool
+
+    def propose(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        budget: Budget,
+        *,
+        generator: torch.Generator,
+        batches: Iterable[Any] | None = None,
+        loss_fn: LossFn | None = None,
+    ) -> GrowthPlan:
+        """Return the plan of one event; neither model nor graph is touched."""
+        ...
+
+
+class Trigger(Protocol):
+    """When to grow."""
+
+    def __call__(self, epoch: int, metrics: Mapping[str, float]) -> str | None:
+        """Return the reason to grow after this epoch (0 is the first), or None."""
+        ...

@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from auxin.errors import ConfigError
+from auxin.training.config import RunConfig, load_config, parse_count
+from auxin.training.folder import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("325k", 325_000), ("1.2M", 1_200_000), (" 3G ", 3_000_000_000), ("8", 8), (8, 8), (2.0, 2), ("1_000", 1000)],
+)
+def test_counts_with_suffixes(text: str, number: int) -> None:
+    assert parse_count(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "k", "1.2X", "-3k", "a lot", "1 2"])
+def test_other_text_is_no_count(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a count"):
+        parse_count(text)
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    config = RunConfig.from_dict(
+        {
+            "name": "abc",
+            "model": {"name": "resnet20", "kwargs": {"width": 8}},
+            "optimizer": {"name": "adamw", "lr": 0.001, "betas": [0.8, 0.99]},
+            "schedule": {"name": "step", "milestones": [3, 5]},
+            "growth": {"method": None, "budget": "count", "count": "30k", "of": "parameters", "until": "params<=325k"},
+        }
+    )
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    assert load_config(["--config", str(tmp_path / "c.yaml")]) == config
+    assert RunConfig.from_dict(config.to_dict()) == config
+    assert config.growth.count == 30_000
+    assert config.growth.method is None
+    assert config.optimizer.betas == (0.8, 0.99)
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"train": {"epochs": 3, "seed": 4}, "model": {"kwargs": {"a": 1}}}))
+    config = load_config(["--config", str(tmp_path / "c.yaml"), "--train.epochs", "5", "--model.kwargs.b", "2"])
+    assert (config.train.epochs, config.train.seed) == (5, 4)
+    assert config.model.kwargs == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--train.epocs", "3"], r"train\.epochs"),
+        (["--train.epochs", "many"], r"train\.epochs"),
+        (["--train.epochs", "0"], "at least 1"),
+        (["--optimizer.name", "lion"], "sgd"),
+        (["--optimizer.lr", "-1"], "above 0"),
+        (["--optimizer.momentum", "0"], "nesterov"),
+        (["--schedule.name", "step"], "milestones"),
+        (["--data.val_fraction", "1.5"], "between 0 and 1"),
+        (["--growth.count", "many"], "325k"),
+        (["--name", "a/b"], "folder"),
+        (["--config", "nowhere.yaml"], "nowhere"),
+    ],
+)
+def test_mistakes_are_named_in_one_sentence(arguments: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config(arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_of_a_file_is_named_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("train: {epoch: 3}\n")
+    with pytest.raises(ConfigError, match=r"did you mean train\.epochs"):
+        load_config(["--config", str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize("text", ["train: [", "just words", "train: 3"])
+def test_broken_files_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_every_experiment_is_a_valid_configuration() -> None:
+    files = sorted(Path(__file__).parents[2].glob("experiments/**/*.yaml"))
+    assert files
+    for file in files:
+        assert load_config(["--config", str(file)]).train.epochs >= 10
+
+
+def test_run_folders_are_never_reused(tmp_path: Path) -> None:
+    names = [RunFolder.make("a", tmp_path / "runs").path.name for _ in range(3)]
+    assert names == ["a-1", "a-2", "a-3"]

@@ -1,0 +1,41 @@
+import csv
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from auxin.training.metrics import MetricsLog, read_rows
+
+
+def write(folder: Path, epochs: range, done: int, loss: float = 1.0) -> None:
+    log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard", done)
+    for epoch in epochs:
+        log.append({"epoch": epoch, "val_loss": loss + epoch})
+    log.close()
+
+
+def test_a_resume_drops_the_rows_after_its_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, range(5), 0)
+    write(tmp_path, range(3, 6), 3, loss=10.0)
+    expected = [(0, 1.0), (1, 2.0), (2, 3.0), (3, 13.0), (4, 14.0), (5, 15.0)]
+    assert [(row["epoch"], row["val_loss"]) for row in read_rows(tmp_path / "metrics.jsonl")] == expected
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        assert [(int(row["epoch"]), float(row["val_loss"])) for row in csv.DictReader(file)] == expected
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("val_loss")] == expected
+
+
+def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    write(tmp_path, range(2), 0)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 2, "val_lo')
+    write(tmp_path, range(2, 4), 2)
+    assert [row["epoch"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+def test_a_loss_that_is_no_number_stays_valid_json(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    log.append({"epoch": 0, "val_loss": float("nan")})
+    log.close()
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"epoch": 0, "val_loss": None}]
