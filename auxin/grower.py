@@ -252,7 +252,7 @@ def widen(
     Raises:
         FrozenError: If the group may not grow.
         GrowthError: If the grown model fails; everything is restored.
-    """  # noqa: DOC502
+    """
     name = group.name if isinstance(group, WidthGroup) else group
     check_widen(graph, Widen(name, by), allow_inexact)
     plan = find_method(method).propose(
@@ -297,7 +297,7 @@ def deepen(
     Raises:
         ConfigError: If there is no such site.
         GrowthError: If the grown model fails; everything is restored.
-    """  # noqa: DOC502
+    """
     name = site.name if isinstance(site, DepthSite) else site
     plan = GrowthPlan("identity", (Deepen(name, kernel_size, noise),), preserves=noise == 0)
     generator = torch.Generator().manual_seed(seed)

@@ -221,9 +221,7 @@ class Event:
         values["structure"] = Structure(
             blocks={path: tuple(blocks) for path, blocks in structure["blocks"].items()},
             shapes={name: tuple(shape) for name, shape in structure["shapes"].items()},
-            attributes={
-                key: tuple(value) if isinstance(value, list) else value for key, value in structure["attributes"].items()
-            },
+            attributes={k: tuple(v) if isinstance(v, list) else v for k, v in structure["attributes"].items()},
         )
         values["changes"] = tuple(Change(**change) for change in values["changes"])
         values["notes"] = tuple(values["notes"])
@@ -246,8 +244,15 @@ class Method(Protocol):
         preserves: Whether the function is unchanged right after an event.
     """
 
-    name: str
-    preserves: bool
+    @property
+    def name(self) -> str:
+        """Key in ``METHODS``."""
+        ...
+
+    @property
+    def preserves(self) -> bool:
+        """Whether the function is unchanged right after an event."""
+        ...
 
     def propose(
         self,

@@ -68,9 +68,9 @@ class PerSample(Dataset):
 
     def torch(self, index: int) -> Tensor:
         image = nn.functional.pad(self.images[index], (PADDING,) * 4)
-        top, left, flip = torch.randint(0, 2 * PADDING + 1, (3,)).tolist()
+        top, left = torch.randint(0, 2 * PADDING + 1, (2,)).tolist()
         image = image[:, top : top + self.images.shape[2], left : left + self.images.shape[3]]
-        if flip % 2:
+        if torch.rand(1) < 0.5:
             image = image.flip(2)
         return (image.float() / 255 - self.mean) / self.std
 
@@ -167,7 +167,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=50, help="batches a round of the loaders (default 50)")
     parser.add_argument("--steps", type=int, default=10, help="training steps a round (default 10)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "data_pipeline.json")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's own choice)")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     data = read(options.data, options.batches)
     runs = contestants(data, options.steps)
     for run in runs.values():

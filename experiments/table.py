@@ -71,9 +71,7 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit code 1 if it is not up to date"
-    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if it is not up to date")
     options = parser.parse_args()
     results = {path.stem: Result.read(path) for path in sorted((options.folder / "results").glob("*.json"))}
     readme = options.folder / "README.md"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from auxin.cli.parser import CommandParser
 from auxin.errors import AuxinError, ConfigError
 from auxin.graph import Graph, trace
+from auxin.grower import widen
 from auxin.models import build
-from auxin.surgery import widen
 
 _DESCRIPTION = """Show the width groups and depth sites of a model, and why the frozen ones cannot grow.
 

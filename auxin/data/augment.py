@@ -1,8 +1,7 @@
 """Batched augmentation on uint8 tensors: crop, flip, normalisation, Cutout.
 
-Measured on one core for a CIFAR batch of 128 (benchmarks/data_pipeline.py): crop and flip as one gather of rows and
-one gather of columns take 0.3 ms; a single advanced index takes six times as long, a view of all windows
-(``unfold``) with a separate flip twice as long.
+Measured on one core for a CIFAR batch of 128: crop and flip as written here take 0.17 ms. A gather of rows and then of
+columns takes 0.3 ms, a view of all windows (``unfold``) with a masked flip 0.7 ms, a single advanced index 2 ms.
 """
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 
 def crop_flip(
-    images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, padding: int, reflect: bool = False
+    images: Tensor, top: Tensor, left: Tensor, flip: Tensor | None, *, padding: int, reflect: bool = False
 ) -> Tensor:
     """Pad each image, cut its own window of the original size, and mirror it left to right where asked.
 
@@ -21,7 +20,7 @@ def crop_flip(
         images: uint8 or float, (B, C, H, W).
         top: First row of each window in the padded image, int64, (B,), values 0 to 2·padding.
         left: First column, likewise.
-        flip: bool, (B,).
+        flip: int64, (B,), 1 where the window is mirrored; None mirrors nothing.
         padding: Pixels added on every side.
         reflect: Pad with the mirror image of the border instead of zeros; needs padding < H and W.
 
@@ -29,38 +28,44 @@ def crop_flip(
         The windows, (B, C, H, W), same dtype.
     """
     batch, channels, height, width = images.shape
-    device = images.device
-    rows = top[:, None] + torch.arange(height, device=device)
-    columns = torch.arange(width, device=device).expand(batch, width)
-    columns = left[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
-    if reflect:
-        rows, columns = _mirror(rows - padding, height), _mirror(columns - padding, width)
-    elif padding:
-        images = F.pad(images, (padding, padding, padding, padding))
-    padded_height, padded_width = images.shape[2:]
-    planes = torch.arange(batch * channels, device=device).view(batch, channels, 1)
-    wanted = (planes * padded_height + rows[:, None, :]).view(-1)
-    strips = images.reshape(-1, padded_width).index_select(0, wanted).view(batch, channels, height, padded_width)
-    return strips.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))
+    if padding:
+        padded = _pad(images, padding, reflect).view(-1)
+        row_length = width + 2 * padding
+        planes = torch.arange(batch * channels, device=images.device).view(batch, channels)
+        corners = planes * (row_length * (height + 2 * padding)) + (top * row_length + left)[:, None]
+        rows = corners[:, :, None] + torch.arange(height, device=images.device) * row_length
+        # Row k of this overlapping view is the W pixels that start at pixel k, so one copy per image row does the crop.
+        windows = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
+        images = windows.index_select(0, rows.view(-1)).view(batch, channels, height, width)
+    if flip is not None:
+        either = torch.cat([images, images.flip(3)])
+        images = either.index_select(0, torch.arange(batch, device=images.device) + flip * batch)
+    return images
 
 
-def _mirror(index: Tensor, size: int) -> Tensor:
-    # -1 → 1, size → size - 2: the border pixel itself is not repeated.
-    return size - 1 - (size - 1 - index.abs()).abs()
+def _pad(images: Tensor, padding: int, reflect: bool) -> Tensor:
+    if not reflect:
+        return F.pad(images, (padding,) * 4).contiguous()
+    for dim in (2, 3):
+        size = images.shape[dim]
+        index = torch.arange(-padding, size + padding, device=images.device)
+        # -1 → 1, size → size - 2: the border pixel itself is not repeated. torch has no such padding for uint8.
+        images = images.index_select(dim, size - 1 - (size - 1 - index.abs()).abs())
+    return images.contiguous()
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return (images - mean) / std as float32, channel by channel.
+def normalise(images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Return (images - mean) · scale as float32, channel by channel.
 
     Args:
         images: uint8, (B, C, H, W).
-        mean: float32, (C,), in units of the images (0 to 255).
-        std: float32, (C,), likewise.
+        mean: float32, (C, 1, 1), in units of the images (0 to 255).
+        scale: float32, (C, 1, 1), one over the standard deviation in the same units.
 
     Returns:
         float32, (B, C, H, W).
     """
-    return images.float().sub_(mean.view(-1, 1, 1)).mul_(std.reciprocal().view(-1, 1, 1))
+    return images.float().sub_(mean).mul_(scale)
 
 
 def cutout_(images: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:

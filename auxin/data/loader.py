@@ -81,8 +81,8 @@ class Loader:
         self.cutout = cutout
         self.dtype = dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._mean = torch.tensor(data.mean, device=data.device) * 255
-        self._std = torch.tensor(data.std, device=data.device) * 255
+        self._mean = torch.tensor(data.mean, device=data.device).view(-1, 1, 1) * 255
+        self._scale = 1 / (torch.tensor(data.std, device=data.device).view(-1, 1, 1) * 255)
         self._check(split)
 
     def _check(self, split: str) -> None:
@@ -115,13 +115,16 @@ class Loader:
         generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
         order = torch.randperm(len(self.labels), generator=generator) if self.shuffle else None
         draws = self._draw(generator) if self.augment else None
+        all_labels = self.labels
         if order is not None:
             order = order.to(self.images.device)
-        for batch in range(len(self)):
-            window = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            images = self.images[window] if order is None else self.images.index_select(0, order[window])
-            labels = self.labels[window] if order is None else self.labels.index_select(0, order[window])
-            yield self._transform(images, None if draws is None else draws[:, window]), labels
+            all_labels = all_labels.index_select(0, order)
+        # Small tensor calls are what is left to save: those that need no image are made once an epoch.
+        chosen = (self.images if order is None else order).split(self.batch_size)
+        drawn = [None] * len(chosen) if draws is None else draws.split(self.batch_size, dim=1)
+        for batch, labels in enumerate(all_labels.split(self.batch_size)[: len(self)]):
+            images = chosen[batch] if order is None else self.images.index_select(0, chosen[batch])
+            yield self._transform(images, drawn[batch]), labels
         self.epoch = epoch + 1
 
     def _draw(self, generator: torch.Generator) -> Tensor:
@@ -133,11 +136,10 @@ class Loader:
 
     def _transform(self, images: Tensor, draws: Tensor | None) -> Tensor:
         if draws is not None and (self.padding or self.flip):
-            top, left, flip = draws[:3]
-            flip = flip.bool() if self.flip else torch.zeros_like(flip, dtype=torch.bool)
+            flip = draws[2] if self.flip else None
             reflect = self.padding_mode == "reflect"
-            images = crop_flip(images, top, left, flip, padding=self.padding, reflect=reflect)
-        images = normalise(images, self._mean, self._std)
+            images = crop_flip(images, draws[0], draws[1], flip, padding=self.padding, reflect=reflect)
+        images = normalise(images, self._mean, self._scale)
         if draws is not None and self.cutout:
             images = cutout_(images, draws[3], draws[4], self.cutout)
         return images.to(dtype=self.dtype, memory_format=self.memory_format)

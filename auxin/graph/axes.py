@@ -9,7 +9,7 @@ out), and a factor is an atom or a nested concatenation:
     channel shuffle                 (g·m) before, (m·g) after
 
 Every axis starts as one opaque atom. Operators say that two axes are the same (``unify``), that one is cut at an offset
-(``cut``) or has an inner factor of some size (``factor_inner``); atoms are then bound to finer expressions. An atom that
+(``cut``) or has an inner factor of some size (``factor_inner``); atoms are then bound to finer expressions. What
 is left unbound at the end is indivisible: its units are added or left alone as a whole.
 """
 

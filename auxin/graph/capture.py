@@ -102,9 +102,7 @@ def source_line(node: torch.fx.Node) -> str:
     """Return the user's innermost source line of a node, as ``file:line: code``; empty if unknown."""
     lines = (node.meta.get("stack_trace") or "").strip().split("\n")
     frames = [
-        (lines[i].strip(), lines[i + 1].strip())
-        for i in range(len(lines) - 1)
-        if lines[i].strip().startswith("File ")
+        (lines[i].strip(), lines[i + 1].strip()) for i in range(len(lines) - 1) if lines[i].strip().startswith("File ")
     ]
     if not frames:
         return ""

@@ -113,9 +113,7 @@ class Graph:
 
     def growable(self, allow_inexact: bool = False) -> tuple[WidthGroup, ...]:
         """Return the groups that can grow; with ``allow_inexact`` also those whose growth changes the function."""
-        return tuple(
-            group for group in self.groups if not group.frozen and (allow_inexact or group.inexact is None)
-        )
+        return tuple(group for group in self.groups if not group.frozen and (allow_inexact or group.inexact is None))
 
     def atom(self, name: str) -> Atom:
         """Return the atom behind a group's name.

@@ -75,6 +75,7 @@ class Literal:
         given: Whether the code gave the number, or left it open (-1).
         text: The source lines that led there, to see whether they name an attribute.
         firm: Whether only an attribute named in those lines may hold it.
+        copies: Where the axis counts copies of something: the operator, for saying why it is frozen.
     """
 
     module: str
@@ -82,6 +83,7 @@ class Literal:
     given: bool
     text: str
     firm: bool
+    copies: str | None = None
 
 
 @dataclass
@@ -176,11 +178,13 @@ class Propagator:
             else:
                 self.trace.attributes.extend(Attribute(path, name, i, axis) for i, axis in enumerate(linked))
 
-    def literal(self, size: Any, axis: Axis, firm: bool = False) -> None:
+    def literal(self, size: Any, axis: Axis, firm: bool = False, copies: bool = False) -> None:
         """Note that the code passes an axis' size as a number, which an attribute of its module may hold."""
         if isinstance(size, int) and size in (-1, axis.size):
             text = self.node.meta.get("stack_trace") or ""
-            self.trace.literals.append(Literal(self.owner()[0], axis, size != -1, text, firm))
+            self.trace.literals.append(
+                Literal(self.owner()[0], axis, size != -1, text, firm, self.where() if copies else None)
+            )
 
     def where(self) -> str:
         """Name the current operator and its source line."""

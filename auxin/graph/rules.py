@@ -13,9 +13,9 @@ from auxin.graph.propagate import Propagator, Value, frozen_like, grouped, rule
 # One input, one output, every element on its own.
 UNARY = """
 relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu softplus mish softsign
-log_sigmoid threshold softshrink hardshrink tanhshrink exp exp2 expm1 log log2 log10 log1p sqrt rsqrt neg abs sign square
-reciprocal sin cos tan asin acos atan sinh cosh erf erfc erfinv floor ceil round trunc frac clamp clamp_min clamp_max clip
-clone contiguous detach alias to _to_copy type_as float double half bool long int dropout feature_dropout alpha_dropout
+log_sigmoid threshold softshrink hardshrink tanhshrink exp exp2 expm1 log log2 log10 log1p sqrt rsqrt neg abs sign
+square reciprocal sin cos tan asin acos atan sinh cosh erf erfc erfinv floor ceil round trunc frac
+clamp clamp_min clamp_max clip clone contiguous detach alias to _to_copy type_as float double half bool long int dropout feature_dropout alpha_dropout
 feature_alpha_dropout native_dropout logical_not bitwise_not isnan isinf isfinite nan_to_num zeros_like ones_like
 full_like rand_like randn_like empty_like bernoulli lift_fresh_copy lift_fresh positive deg2rad rad2deg fill zero
 _unsafe_view_as requires_grad_ celu rrelu logit sinc digamma lgamma sgn
@@ -78,7 +78,7 @@ def broadcast(p: Propagator, values: Sequence[Value], shape: Sequence[int]) -> V
         for axis in full[1:]:
             p.unify(full[0], axis)
         axes.append(full[0] if full else p.fresh(size, "stretched from size one"))
-    sources = []
+    sources: list[tuple[str, tuple[int | None, ...]]] = []
     if all(value.pure for value in values):
         for value in values:
             missing = len(shape) - len(value.axes)
@@ -220,8 +220,8 @@ def group_norm(p: Propagator, x: Value, groups: int, weight: Any = None, bias: A
     "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
     "adaptive_max_pool3d", "_adaptive_avg_pool2d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact1d",
-    "_upsample_nearest_exact2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "lp_pool2d",
+    "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "lp_pool2d",
 )  # fmt: skip
 def spatial(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
     """Change the spatial sizes, channel by channel."""

@@ -1,4 +1,4 @@
-"""Propagation rules: everything that multiplies and sums (linear, convolution, matmul, einsum, attention, embedding)."""
+"""Propagation rules: everything that multiplies and sums (linear, convolution, matmul, einsum, attention)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ def contract(p: Propagator, values: Sequence[Value], labels: Sequence[str], out:
 
     A summed label joins what it reads: with a parameter there, it is that parameter's consumer axis, so that new units
     can be added with zero weight; between two activations nothing can silence a new unit, and growth is inexact.
+
+    Args:
+        p: The propagator.
+        values: The tensors.
+        labels: One letter per dimension of each tensor.
+        out: The letters of the result.
+
+    Returns:
+        The result.
     """
     axes: dict[str, Axis] = {}
     for value, names in zip(values, labels, strict=True):
@@ -27,8 +36,7 @@ def contract(p: Propagator, values: Sequence[Value], labels: Sequence[str], out:
             else:
                 p.freeze(axis if axis.size == 1 else axes[label], "stretches it from size one")
                 axes[label] = axes[label] if axis.size == 1 else axis
-    if len(values) > 1:
-        p.cost(*axes.values())
+    _count(p, labels, out, axes)
     activations = [value for value in values if not value.pure]
     for i, (value, names) in enumerate(zip(values, labels, strict=True)):
         if not value.pure or (not activations and i == len(values) - 1 and len(values) > 1):
@@ -41,9 +49,8 @@ def contract(p: Propagator, values: Sequence[Value], labels: Sequence[str], out:
             p.tag(values[-1], d, "consumer" if label in out and label not in labels[0] else "producer")
     for label, axis in axes.items():
         holders = [value for value, names in zip(values, labels, strict=True) if label in names]
-        if label not in out and not (len(values) > 1 and any(value.pure for value in holders)):
-            p.inexact(axis, "sums over it")
-        elif label not in out and len(holders) == 1:
+        # Nothing silences a new unit: no parameter reads it, or it is summed where it stands alone.
+        if label not in out and (len(holders) < 2 or not any(value.pure for value in holders)):
             p.inexact(axis, "sums over it")
     sources = []
     if not activations:
@@ -53,9 +60,23 @@ def contract(p: Propagator, values: Sequence[Value], labels: Sequence[str], out:
     return Value(tuple(axes[label] for label in out), tuple(sources))
 
 
+def _count(p: Propagator, labels: Sequence[str], out: str, axes: dict[str, Axis]) -> None:
+    """Count the products of a contraction, taken from left to right; those that sum nothing are free."""
+    held = "".join(labels)
+    # What a single tensor has and the result lacks is summed away before the product.
+    labels = ["".join(x for x in names if x in out or held.count(x) > 1) for names in labels]
+    done = labels[0]
+    for i, names in enumerate(labels[1:], 2):
+        later = set(out).union(*labels[i:]) if i < len(labels) else set(out)
+        together = dict.fromkeys([*done, *names])
+        done = "".join(label for label in together if label in later)
+        if len(done) < len(together):
+            p.cost(*(axes[label] for label in together))
+
+
 @rule("linear")
 def linear(p: Propagator, x: Value, weight: Value, bias: Any = None) -> Value:
-    """y = x Wᵀ + b with W of shape (out, in)."""
+    """Map x to x Wᵀ + b with W of shape (out, in)."""
     batch = _letters(len(x.axes) - 1)
     y = contract(p, (x, weight), (f"{batch}I", "OI"), f"{batch}O")
     _bias(p, y.axes[-1], bias)
@@ -87,7 +108,7 @@ def matmul(p: Propagator, a: Value, b: Value, *args: Any) -> Value:
 
 @rule("addmm", "baddbmm", "addbmm")
 def addmm(p: Propagator, bias: Value, a: Value, b: Value, *args: Any, **kwargs: Any) -> Value:
-    """bias + a b."""
+    """Add a product of matrices to a bias."""
     y = matmul(p, a, b)
     if len(bias.axes) == 1:
         _bias(p, y.axes[-1], bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from auxin.graph.axes import Axis, MismatchError, concat, cut, factor_inner, is_frozen, product
@@ -93,7 +94,7 @@ def _reshaped(p: Propagator, x: Value, axes: Sequence[Axis]) -> Value:
     for axis in axes:
         same = [d for d, old in enumerate(x.axes) if old == axis]
         inside = [d for d, old in enumerate(x.axes) if set(axis.atoms()) <= set(old.atoms())]
-        order.append((same or inside or [None])[0])
+        order.append(next(iter(same or inside), None))
     return x.with_axes(order, axes, layout)
 
 
@@ -197,7 +198,7 @@ def expand(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Value:
         if old is not None:
             p.freeze(old, "stretches it from size one")
         new = p.fresh(size)
-        p.literal(given[d], new)
+        p.literal(size if given[d] == -1 else given[d], new, copies=True)
         axes.append(new)
         order.append(None)
     return x.with_axes(order, axes, x.layout if not missing else None)
@@ -215,7 +216,7 @@ def repeat(p: Propagator, x: Value, repeats: Sequence[int]) -> Value:
             axes.append(old)
             continue
         copies = p.fresh(n, None if n > 1 else "an inserted axis of size one")
-        p.literal(n, copies)
+        p.literal(n, copies, copies=True)
         axes.append(copies if old is None or old.size == 1 else product(copies, old))
         if old is not None and old.size == 1:
             p.freeze(old, "repeats it from size one")
@@ -228,7 +229,7 @@ def repeat_interleave(p: Propagator, x: Value, repeats: Any, dim: Any = None, **
     if not isinstance(repeats, int) or dim is None:
         return p._unknown((x, repeats), kwargs)
     copies = p.fresh(repeats, None if repeats > 1 else "an inserted axis of size one")
-    p.literal(repeats, copies)
+    p.literal(repeats, copies, copies=True)
     axes = list(x.axes)
     axes[dim] = product(axes[dim], copies)
     return x.with_axes(range(len(axes)), axes)
@@ -263,7 +264,7 @@ def chunk(p: Propagator, x: Value, chunks: Any, dim: int = 0) -> Any:
     size = x.axes[dim].size
     if not isinstance(chunks, int):
         bounds = [0, *chunks, size]
-        return split(p, x, [b - a for a, b in zip(bounds, bounds[1:], strict=False)], dim)
+        return split(p, x, [b - a for a, b in pairwise(bounds)], dim)
     if size % chunks:
         p.freeze(x.axes[dim], "cuts it into unequal parts")
         return _parts(p, x, dim, [p.fresh(int(v.shape[dim]), "an unequal part") for v in p.node.meta["val"]])
@@ -305,9 +306,7 @@ def _cut(p: Propagator, axis: Axis, offset: int) -> tuple[Axis, Axis]:
 
 def _parts(p: Propagator, x: Value, dim: int, parts: Sequence[Axis]) -> tuple[Value, ...]:
     dim %= len(x.axes)
-    return tuple(
-        x.with_axes(range(len(x.axes)), [*x.axes[:dim], part, *x.axes[dim + 1 :]], x.layout) for part in parts
-    )
+    return tuple(x.with_axes(range(len(x.axes)), [*x.axes[:dim], part, *x.axes[dim + 1 :]], x.layout) for part in parts)
 
 
 @rule("slice", "narrow")
@@ -429,5 +428,3 @@ def glu(p: Propagator, x: Value, dim: int = -1) -> Value:
 def unfold(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
     """Sliding windows: too many layouts to follow, so frozen with this reason."""
     return p._unknown((x, args), kwargs)
-
-

@@ -46,9 +46,7 @@ def find_sites(trace: Trace, graph: torch.fx.Graph) -> tuple[tuple[DepthSite, Ax
         after = modules.get(node)
         before = node.args[0] if isinstance(node.args[0], torch.fx.Node) else None
         after = _usable(trace, after)
-        path = after or (
-            _usable(trace, modules.get(before)) if before is not None and len(before.users) == 1 else None
-        )
+        path = after or (_usable(trace, modules.get(before)) if before is not None and len(before.users) == 1 else None)
         edge = node if after else before
         if path is None or edge is None:
             continue
@@ -74,7 +72,7 @@ def _site(
     name = _name(activation)
     names = ARGUMENTS.get(name, ())
     given = dict(zip(names, activation.args[1:], strict=False))
-    arguments = tuple((key, float(given[key])) for key in names if isinstance(given.get(key), (int, float)))
+    arguments = tuple((key, float(value)) for key, value in given.items() if isinstance(value, (int, float)))
     module = ACTIVATIONS[name]
     site = DepthSite(
         name=path,

@@ -17,7 +17,9 @@ from auxin.graph.propagate import Attribute, Literal, Propagator, Trace
 from auxin.graph.sites import find_sites
 
 # Names under which modules keep sizes; and words that mean something else, though the number may be the same.
-SIZE_NAME = re.compile(r"head|dim|size|width|channel|feature|hidden|group|embed|inner|^nf$|^nx$|rep|^(c|d)_|planes|units")
+SIZE_NAME = re.compile(
+    r"head|dim|size|width|channel|feature|hidden|group|embed|inner|^nf$|^nx$|rep|^(c|d)_|planes|units"
+)
 OTHER_NAME = re.compile(r"kernel|stride|pad|dilat|layer|patch|image|vocab|max|seq|len|class|depth|scale|factor|batch")
 
 
@@ -149,6 +151,21 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
         if len(names) == 1 or len(ambiguous[literal.module, tuple(names)]) == 1:
             for name in names:
                 link(literal, name, named=False)
+    held = [resolve(a.axis) for a in found.attributes]
+    for literal in found.literals:
+        axis = resolve(literal.axis)
+        if literal.copies and not is_frozen(axis) and axis not in held and _inside_product(axis, found):
+            freeze(axis, f"{literal.copies} makes a fixed number of copies")
+
+
+def _inside_product(axis: Axis, found: Trace) -> bool:
+    """Return whether an axis is one factor among several of a parameter's axis."""
+    leaves = set(axis.atoms())
+    return any(
+        leaves <= set(whole.atoms()) and set(whole.atoms()) != leaves
+        for value in found.parameters.values()
+        for whole in value.axes
+    )
 
 
 def _size_attributes(module: nn.Module, size: int) -> list[str]:

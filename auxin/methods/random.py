@@ -74,7 +74,7 @@ class Random:
                 if slot.role == "producer":
                     values[f"{slot.parameter}:{slot.dim}"] = fresh_rows(model, graph, name, slot, tensor, by, generator)
                 elif slot.role == "consumer" and self.outgoing_scale:
-                    scale = self.outgoing_scale * float(tensor.std())
+                    scale = self.outgoing_scale * float(tensor.detach().float().std())
                     rows = torch.randn(new_shape(graph, name, slot, by), generator=generator)
                     values[f"{slot.parameter}:{slot.dim}"] = rows * scale
             operations.append(Widen(name, by, values=values))
@@ -110,8 +110,6 @@ def fresh_rows(
     shape = new_shape(graph, group, slot, by)
     owner = model.get_submodule(slot.parameter.rpartition(".")[0])
     fan_in = tensor.numel() // tensor.shape[slot.dim]
-    if isinstance(owner, nn.Embedding):
-        std = float(tensor.detach().float().std())
-    else:
-        std = sqrt(2 / max(fan_in, 1))
+    embedded = isinstance(owner, nn.Embedding)
+    std = float(tensor.detach().float().std()) if embedded else sqrt(2 / max(fan_in, 1))
     return (torch.randn(shape, generator=generator) * std).to(tensor)

@@ -60,6 +60,7 @@ def apply(
     Raises:
         GrowthError: If the grown model does not run or computes something else; everything is restored.
         ConfigError: If the plan makes no sense for this model.
+        FrozenError: If a group may not grow.
     """
     started = time.perf_counter()
     model = unwrap(model)
@@ -96,7 +97,8 @@ def apply(
         _restore_buffers(model, buffers)
         if not isinstance(error, Exception) or isinstance(error, ConfigError):
             raise
-        raise _explain(error, plan, current) from error
+        explained = _explain(error, plan, current)
+        raise explained from error
     _restore_buffers(model, buffers)
     return Event(
         method=plan.method,

@@ -80,7 +80,7 @@ class IdentityBlock(nn.Module):
             else:
                 nn.init.dirac_(weight)  # type: ignore[arg-type]
             if self.map.bias is not None:
-                self.map.bias.zero_()  # type: ignore[union-attr,operator]
+                self.map.bias.zero_()  # type: ignore[operator]
 
     def calibrate(self, mean: Tensor, variance: Tensor) -> None:
         """Make the norm the identity for inputs with these statistics per channel, each of shape (channels,)."""

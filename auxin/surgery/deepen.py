@@ -124,7 +124,6 @@ def deepen_model(
     """
     site = graph.site(op.site)
     options = block_options(site, op)
-    host = model.get_submodule(site.name)
     existing = dict(model.named_parameters())
     like = next((p for p in existing.values() if p.is_floating_point()), torch.zeros(()))
     for target in (model, *copies):
@@ -143,7 +142,6 @@ def deepen_model(
         attach(place, block)
         change.on_rollback(lambda place=place: detach_last(place))  # type: ignore[misc]
     new = {name: p for name, p in model.named_parameters() if name not in existing}
-    assert host is model.get_submodule(site.name)
     for optimizer in optimizers:
-        add_parameters(optimizer, new, existing, change)
+        add_parameters(optimizer, model, new, site.name, change)
     return options

@@ -60,7 +60,9 @@ class History:
         try:
             return cls(Event.from_dict(event) for event in data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"The growth history cannot be read ({error!r}); is it from another version?") from error
+            raise CheckpointError(
+                f"The growth history cannot be read ({error!r}); is it from another version?"
+            ) from error
 
     def replay(self, model: nn.Module) -> None:
         """Give a freshly built base model the shapes, attributes and blocks of every event.

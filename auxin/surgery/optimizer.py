@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from auxin.surgery.transaction import Transaction
@@ -113,31 +113,30 @@ def resize_flat_state(
 
 
 def add_parameters(
-    optimizer: Optimizer, names: Mapping[str, Tensor], existing: Mapping[str, Tensor], change: Transaction
+    optimizer: Optimizer, model: nn.Module, new: Mapping[str, Tensor], host: str, change: Transaction
 ) -> None:
     """Put new parameters into the groups that hold the parameters most like them.
 
-    A new parameter joins the group of the existing one with the same last name and number of dimensions that comes
-    last before it (so that a group without weight decay for norms keeps doing its work), else the first group.
+    A new parameter joins the group of an existing one with the same last name in a module of the same type (else
+    one with as many dimensions), the last such before the block if there is one: a group without weight decay for norms
+    keeps doing its work.
 
     Args:
         optimizer: The optimizer.
-        names: New parameters by dotted name.
-        existing: The model's other parameters by dotted name, in order.
+        model: The model, the new block already in it.
+        new: The new parameters by dotted name.
+        host: Path of the module that the block follows.
         change: Where to record the changes.
     """
     place = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
-    for name, parameter in names.items():
-        leaf = name.rpartition(".")[2]
-        host = name.partition(".grown.")[0]
-        alike = [
-            (other, place[id(p)])
-            for other, p in existing.items()
-            if id(p) in place and other.rpartition(".")[2] == leaf and p.ndim == parameter.ndim
-        ]
-        before = [i for other, i in alike if _precedes(other, host, list(existing))]
-        index = (before or [i for _, i in alike] or [0])[-1 if before else 0]
-        group = optimizer.param_groups[index]
+    paths = [path for path, _ in model.named_modules()]
+    known = [(name, p) for name, p in model.named_parameters() if id(p) in place]
+    earlier = [(n, p) for n, p in known if paths.index(n.rpartition(".")[0]) <= paths.index(host)]
+    for name, parameter in new.items():
+        same_kind = [[p for n, p in among if _kind(model, n) == _kind(model, name)] for among in (earlier, known)]
+        same_rank = [[p for _, p in among if p.ndim == parameter.ndim] for among in (earlier, known)]
+        like = next((found[-1] for found in (*same_kind, *same_rank) if found), None)
+        group = optimizer.param_groups[0 if like is None else place[id(like)]]
         group["params"].append(parameter)
         change.on_rollback(lambda group=group: group["params"].pop())  # type: ignore[misc]
         if "param_names" in group:
@@ -145,7 +144,7 @@ def add_parameters(
             change.on_rollback(lambda group=group: group["param_names"].pop())  # type: ignore[misc]
 
 
-def _precedes(name: str, host: str, order: list[str]) -> bool:
-    """Return whether a parameter comes before, or belongs to, the module that hosts a new block."""
-    after = [i for i, other in enumerate(order) if other.startswith(f"{host}.")]
-    return not after or order.index(name) <= after[-1]
+def _kind(model: nn.Module, name: str) -> tuple[type, str]:
+    """Return the type of the module that owns a parameter, and the parameter's last name."""
+    path, _, leaf = name.rpartition(".")
+    return type(model.get_submodule(path)), leaf

@@ -124,7 +124,9 @@ def resize_axis(tensor: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, l
     dim = slot.dim
     fill: float | Tensor = NEUTRAL.get(slot.role, 0.0)
     if slot.role == "raw":
-        fill = tensor.mean(dim, keepdim=True).expand([len(copied) if d == dim else n for d, n in enumerate(tensor.shape)])
+        fill = tensor.mean(dim, keepdim=True).expand(
+            [len(copied) if d == dim else n for d, n in enumerate(tensor.shape)]
+        )
     result = regather(tensor, {dim: copied}, fill)
     shape = [1] * tensor.ndim
     shape[dim] = -1
@@ -213,9 +215,7 @@ def _replace(tensor: Tensor, new: Tensor, indices: Mapping[int, Tensor], change:
     change.replace(tensor, new, None if tensor.grad is None else regather(tensor.grad, indices))
 
 
-def _update_attributes(
-    models: Sequence[nn.Module], graph: Graph, leaf: Atom, change: Transaction
-) -> dict[str, Any]:
+def _update_attributes(models: Sequence[nn.Module], graph: Graph, leaf: Atom, change: Transaction) -> dict[str, Any]:
     """Set every size attribute that the grown atom takes part in."""
     values: dict[str, Any] = {}
     for attribute in graph.attributes:

@@ -11,7 +11,6 @@ from auxin.training.config import (
     TrainConfig,
     load_config,
     make_parser,
-    parse_count,
 )
 from auxin.training.folder import RunFolder
 from auxin.training.ladder import Rung, load_model, rungs
@@ -35,6 +34,5 @@ __all__ = [
     "load_config",
     "load_model",
     "make_parser",
-    "parse_count",
     "rungs",
 ]

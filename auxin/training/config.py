@@ -15,31 +15,8 @@ from typing import Any, Literal
 import jsonargparse
 import yaml
 
+from auxin.budgets import parse_number
 from auxin.errors import ConfigError
-
-_SUFFIXES = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000, "b": 1_000_000_000}
-
-
-def parse_count(value: int | float | str) -> int:
-    """Read a whole number that may carry a suffix: k (1e3), M (1e6), G or B (1e9).
-
-    Args:
-        value: A number, or text such as ``"325k"`` or ``"1.2M"``.
-
-    Returns:
-        The number it means.
-
-    Raises:
-        ConfigError: If it is not a number with an optional suffix.
-
-    Example:
-        >>> parse_count("325k"), parse_count("1.2M"), parse_count(8)
-        (325000, 1200000, 8)
-    """
-    match = re.fullmatch(r"\s*([0-9_]*\.?[0-9]+(?:e[0-9]+)?)\s*([kmgb]?)\s*", str(value), re.IGNORECASE)
-    if not match:
-        raise ConfigError(f"{value!r} is not a count: write a number such as 64, 325k or 1.2M.")
-    return round(float(match[1].replace("_", "")) * _SUFFIXES[match[2].lower()])
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -203,7 +180,7 @@ class GrowthConfig:
         min_delta: Smallest change of metric that counts as improvement.
         cooldown: Epochs after an event in which plateau rests.
         budget: "ratio" (a share of what is there) or "count" (a fixed amount).
-        ratio: Share added at each event: 0.35 is 35 % more.
+        ratio: Share added at each event: 0.35 turns 100 into 135.
         count: Amount added at each event, such as 8 or "30k".
         of: What ratio and count measure: neurons, parameters or flops.
         scope: "per_group" applies the budget to each width group, "global" to the whole model.
@@ -231,7 +208,7 @@ class GrowthConfig:
     carry_state: bool = True
 
     def __post_init__(self) -> None:
-        self.count = parse_count(self.count)
+        self.count = round(parse_number(str(self.count)))
         _require(self.every >= 1, f"growth.every is {self.every}: give at least 1 epoch.")
         _require(self.ratio > 0, f"growth.ratio is {self.ratio}: give a share above 0, such as 0.35.")
         _require(self.count >= 1, f"growth.count is {self.count}: give at least 1.")
@@ -304,7 +281,7 @@ def make_parser(prog: str = "auxin train", **kwargs: Any) -> jsonargparse.Argume
     Returns:
         A parser that raises instead of leaving the process.
     """
-    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, **kwargs)
+    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, **kwargs)
     parser.add_argument("--config", action="config", help="A YAML file with any of the fields below.")
     parser.add_class_arguments(RunConfig, as_group=False)
     return parser

@@ -46,6 +46,7 @@ def make_grower(
         until=config.until,
         seed=seed,
         allow_inexact=config.allow_inexact,
+        carry_state=config.carry_state,
     )
 
 
@@ -64,5 +65,5 @@ def _trigger(config: GrowthConfig) -> Trigger:
 
 def _budget(config: GrowthConfig) -> Budget:
     if config.budget == "count":
-        return count(int(config.count), of=config.of, scope=config.scope)
-    return ratio(config.ratio, of=config.of, scope=config.scope)
+        return count(int(config.count), of=config.of, scope=config.scope, allow_inexact=config.allow_inexact)
+    return ratio(config.ratio, of=config.of, scope=config.scope, allow_inexact=config.allow_inexact)

@@ -12,7 +12,7 @@ from torch import nn
 
 from auxin.errors import CheckpointError
 from auxin.models import build
-from auxin.surgery.history import History
+from auxin.surgery import History
 from auxin.training import checkpoint as checkpoints
 from auxin.training.checkpoint import Checkpoint
 

@@ -18,7 +18,6 @@ from torch.nn import functional
 from auxin.data import ImageData, Loader, load
 from auxin.errors import ConfigError
 from auxin.models import MODELS
-from auxin.surgery.history import History
 from auxin.training import checkpoint as checkpoints
 from auxin.training.checkpoint import Checkpoint, Stage
 from auxin.training.config import RunConfig
@@ -172,7 +171,6 @@ class Trainer:
                 raise ConfigError("The run has already grown: leave growth.method as it was.")
             return
         self.grower.load_state_dict(saved.grower)
-        self.grower.history = History.from_json(saved.history)
 
     def _loader(self, split: Any) -> Loader:
         config = self.config
@@ -239,8 +237,6 @@ class Trainer:
             return
         if self.config.train.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if not self.config.growth.carry_state:
-            self.optimizer.state.clear()
         self._restart_epoch = epoch + 1
         self.seconds += time.perf_counter() - start
         self.progress.line(f"grew after epoch {epoch + 1}: {event}")

@@ -22,7 +22,7 @@ def test_crop_flip_equals_one_image_at_a_time(
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (64, channels, *size), dtype=torch.uint8, generator=generator)
     top, left = torch.randint(0, 2 * padding + 1, (2, 64), generator=generator)
-    flip = torch.rand(64, generator=generator) < 0.5
+    flip = torch.randint(0, 2, (64,), generator=generator)
     result = crop_flip(images, top, left, flip, padding=padding, reflect=reflect)
     mode = "reflect" if reflect else "constant"
     for index in range(64):
@@ -34,16 +34,24 @@ def test_crop_flip_equals_one_image_at_a_time(
 
 def test_crop_flip_reads_any_memory_layout() -> None:
     images = torch.randint(0, 256, (8, 3, 6, 6), dtype=torch.uint8)
-    draws = torch.randint(0, 3, (8,)), torch.randint(0, 3, (8,)), torch.rand(8) < 0.5
+    draws = torch.randint(0, 3, (8,)), torch.randint(0, 3, (8,)), torch.randint(0, 2, (8,))
     strided = images.to(memory_format=torch.channels_last)
     assert torch.equal(crop_flip(strided, *draws, padding=1), crop_flip(images, *draws, padding=1))
+
+
+def test_without_flip_or_padding_nothing_happens() -> None:
+    images = torch.randint(0, 256, (8, 3, 6, 6), dtype=torch.uint8)
+    zeros = torch.zeros(8, dtype=torch.int64)
+    assert torch.equal(crop_flip(images, zeros, zeros, None, padding=0), images)
+    assert torch.equal(crop_flip(images, zeros + 2, zeros + 2, None, padding=2), images)
 
 
 def test_normalise() -> None:
     images = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
     mean, std = torch.tensor([120.0, 110.0, 100.0]), torch.tensor([60.0, 61.0, 62.0])
     expected = (images.double() - mean.double().view(3, 1, 1)) / std.double().view(3, 1, 1)
-    assert (normalise(images, mean, std).double() - expected).abs().max() < 1e-6
+    result = normalise(images, mean.view(3, 1, 1), 1 / std.view(3, 1, 1))
+    assert (result.double() - expected).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("size", [3, 4])

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from tests.cases import Inputs, call, double
 
 TOLERANCE = 1e-10
-CROWD = 180
+# Above these counts of exchanges and of tensors, layouts that name every offset take too long to try.
+CROWD, LARGE = 150, 24
 
 
 @dataclass(frozen=True, order=True)
@@ -116,8 +117,10 @@ class BruteForce:
 
     def is_symmetry(self, exchanges: frozenset[Exchange] | set[Exchange]) -> bool:
         """Whether the exchanges, all together, leave the output as it is."""
-        with self.changed(lambda: self.exchange(exchanges)):
-            return self.equal(self.output(), self.base)
+        self.exchange(exchanges)
+        moved = self.output()
+        self.exchange(exchanges)
+        return self.equal(moved, self.base)
 
     def is_inert(self, e: Exchange) -> bool:
         """Whether the output ignores the entries (a bias before an instance norm, the bias of an attention's keys)."""
@@ -131,8 +134,19 @@ class BruteForce:
         times = sorted({size // n for size in sizes if size % n == 0})
         inner = sorted({d for t in times for d in range(1, t + 1) if t % d == 0})
         found = [Layout("exact"), *(Layout("inner", d) for d in inner), Layout("outer", 1)]
+        if len(self.tensors) > LARGE:
+            return [layout for layout in found if len(self.candidates(n, layout)) <= CROWD]
         crowded = [Layout("any"), Layout("offset")]
         return found + [layout for layout in crowded if len(self.candidates(n, layout)) <= CROWD]
+
+    def searches(self, n: int) -> list[list[Exchange]]:
+        """Return the sets of candidate exchanges to search, one for each layout that names a set of its own."""
+        different: list[list[Exchange]] = []
+        for layout in self.layouts(n):
+            exchanges = self.candidates(n, layout)
+            if exchanges and exchanges not in different:
+                different.append(exchanges)
+        return different
 
     def candidates(self, n: int, layout: Layout) -> list[Exchange]:
         """Every exchange of units 0 and n - 1 that an axis may hold under a layout, by its size alone."""
@@ -179,9 +193,9 @@ class BruteForce:
             directions.append(step * (0.3 * size / (float(step.abs().max()) or 1.0)))
         return directions
 
-    def discover(self, n: int, layout: Layout, seed: int = 0) -> list[frozenset[Exchange]]:
-        """Find the minimal sets of exchanges of units 0 and n - 1 that leave the function as it is."""
-        exchanges = [e for e in self.candidates(n, layout) if not self.is_inert(e)]
+    def discover(self, candidates: list[Exchange], seed: int = 0) -> list[frozenset[Exchange]]:
+        """Find the minimal sets of candidate exchanges that leave the function as it is."""
+        exchanges = [e for e in candidates if not self.is_inert(e)]
         averages = self.orbits(exchanges)
         directions = self.directions(exchanges, averages, seed)
 

@@ -1,0 +1,31 @@
+# Each of the first two targets does all the set-up on a fresh machine (Python 3.11 or later, nothing else).
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/app-installed
+	$(BIN)/auxin demo
+
+test: $(VENV)/dev-installed
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/app-installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[app]"
+	touch $@
+
+$(VENV)/dev-installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[app,dev]"
+	touch $@ $(VENV)/app-installed
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,155 @@
+"""What a graph says about whole models: its groups, its printout, its counts, and that tracing changes nothing."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import auxin
+from auxin.errors import ConfigError, FrozenError, TraceError
+from auxin.models import mobilenet_v1, resnet20, vgg16
+from tests.cases import CASES, call, randomise
+
+# Attention's cost is counted by formula; torch's counter does not see the CPU kernels. An LSTM has no rule, so no cost.
+UNCOUNTED = {
+    "encoder_layer", "bare_attention", "fused_attention", "grouped_query_repeat", "grouped_query_sdpa", "lstm",
+    "hf_vit", "hf_bert", "hf_gpt2", "hf_llama",
+}  # fmt: skip
+
+
+def build(name):
+    case = CASES[name]
+    if case.needs:
+        pytest.importorskip(case.needs)
+    return randomise(case.build()), case.inputs()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_and_flops_are_counted(name):
+    model, inputs = build(name)
+    graph = auxin.trace(model, inputs)
+    assert graph.num_parameters() == sum(p.numel() for p in model.parameters())
+    with FlopCounterMode(display=False) as counter:
+        call(model, inputs)
+    if name not in UNCOUNTED:
+        assert graph.flops() == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_expected_axis_can_grow_and_no_other(name):
+    model, inputs = build(name)
+    graph, case = auxin.trace(model, inputs), CASES[name]
+    growing = {(slot.parameter, slot.dim) for group in graph.growable() for slot in group.slots}
+    assert set(case.growable) <= growing
+    assert not set(case.frozen) & growing
+    assert all(group.frozen or group.inexact for group in graph.groups if group not in graph.growable())
+
+
+@pytest.mark.parametrize("name", ["plain", "lstm", "fused_attention", "hf_gpt2"])
+def test_the_printout_names_every_group_with_its_state(name):
+    model, inputs = build(name)
+    graph = auxin.trace(model, inputs)
+    text = str(graph)
+    for group in graph.growable():
+        assert f"  {group.name} " in text
+    for site in graph.sites:
+        assert site.name in text
+    reasons = {g.frozen or g.inexact for g in graph.groups if not g.growable and g.size > 1}
+    assert all(reason in text for reason in reasons if "kernel size" not in reason)
+
+
+def test_an_operator_without_a_rule_freezes_with_its_name_and_line():
+    model, inputs = build("lstm")
+    before = next(g for g in auxin.trace(model, inputs).groups if ("before.weight", 0) in axes(g))
+    assert "no growth rule for operator lstm" in before.frozen
+    assert "cases.py" in before.frozen
+
+
+def axes(group):
+    return {(slot.parameter, slot.dim) for slot in group.slots}
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "hf_bert", "hf_gpt2", "hf_llama"])
+def test_transformers_grow_heads_and_hidden_width_but_not_the_head_dimension(name):
+    model, inputs = build(name)
+    graph = auxin.trace(model, inputs)
+    heads = [g for g in graph.growable() if any(s in f"{g.slots}" for s in ("q_proj", "query", "c_attn"))]
+    hidden = [g for g in graph.growable() if g not in heads]
+    assert len(heads) >= 2 and len(hidden) == 2  # two layers
+    per_head = [g for g in graph.groups if g.inexact and "square root of the head dimension" in g.inexact]
+    rotary = [g for g in graph.groups if g.frozen and "inv_freq" in g.frozen]
+    assert per_head or rotary
+
+
+def test_heads_grow_with_the_attributes_and_the_config_that_describe_them():
+    model, inputs = build("hf_bert")
+    graph = auxin.trace(model, inputs)
+    config = model.model.config
+    for i in range(2):
+        prefix = f"model.encoder.layer.{i}"
+        auxin.widen(model, f"{prefix}.intermediate.dense", 6, graph=graph)
+        assert config.intermediate_size == (16 if i else 10)
+        heads = next(g for g in graph.growable() if (f"{prefix}.attention.self.query.weight", 0) in axes(g))
+        auxin.widen(model, heads, 1, graph=graph)
+        layer = model.model.encoder.layer[i]
+        assert layer.attention.self.num_attention_heads == 4
+        assert layer.attention.self.all_head_size == 16
+        assert layer.attention.self.query.out_features == layer.attention.output.dense.in_features == 16
+    assert config.num_attention_heads == 4
+
+
+def test_tracing_leaves_model_flags_buffers_and_random_state_alone():
+    model = vgg16()
+    model.features[1].eval()
+    flags = [m.training for m in model.modules()]
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    auxin.trace(model, torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert [m.training for m in model.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_data_dependent_control_flow_is_refused_in_one_sentence():
+    class Branch(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(TraceError, match="could not capture Branch"):
+        auxin.trace(Branch(), torch.ones(2))
+
+
+def test_unknown_names_list_the_known_ones():
+    graph = auxin.trace(vgg16(), torch.randn(2, 3, 32, 32))
+    with pytest.raises(ConfigError, match=r"features\.0"):
+        graph["nonsense"]
+    with pytest.raises(ConfigError, match="depth site"):
+        graph.site("nonsense")
+
+
+def test_inexact_growth_needs_the_users_word():
+    model, inputs = build("mlp_layer_norm")
+    graph = auxin.trace(model, inputs)
+    group = next(g for g in graph.groups if g.inexact)
+    with pytest.raises(FrozenError, match="allow_inexact"):
+        auxin.widen(model, group, 2, graph=graph)
+    event = auxin.widen(model, group, 2, graph=graph, allow_inexact=True)
+    assert event.max_change > 1e-4
+    assert graph[group.name].size == group.size + 2
+
+
+def test_whole_groups_of_a_group_norm_grow_exactly():
+    model, inputs = build("group_norm")
+    graph = auxin.trace(model, inputs)
+    groups = next(g for g in graph.growable() if g.size == 5)
+    event = auxin.widen(model, groups, 2, graph=graph)
+    norm = model.trunk[1]
+    assert (norm.num_groups, norm.num_channels) == (7, 21)
+    assert event.max_change < 1e-5
+
+
+@pytest.mark.parametrize(("make", "groups", "sites"), [(vgg16, 13, 13), (mobilenet_v1, 14, 27), (resnet20, 12, 19)])
+def test_the_models_of_the_library_can_grow_everywhere(make, groups, sites):
+    graph = auxin.trace(make(), torch.randn(2, 3, 32, 32))
+    assert len(graph.growable()) == groups
+    assert len(graph.sites) == sites

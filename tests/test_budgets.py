@@ -1,0 +1,91 @@
+"""How much to grow: exact counts, published sizes, and caps that are never exceeded."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import auxin
+from auxin.budgets import Allocated, parse_cap, parse_number
+from auxin.errors import ConfigError
+from auxin.models import vgg16
+
+IMAGE = torch.randn(2, 3, 32, 32)
+GRAPH = auxin.trace(vgg16(), IMAGE)
+
+
+def test_a_ratio_per_group_gives_the_published_sizes():
+    sizes, size = [], 16
+    for _ in range(4):
+        size += auxin.ratio(0.35)._alone(GRAPH, "features.0", size)
+        sizes.append(size)
+    assert sizes == [22, 30, 41, 55]
+
+
+def test_a_global_budget_of_neurons_is_met_exactly():
+    for number in (1, 7, 73, 200):
+        units = auxin.count(number, scope="global").allocate(GRAPH)
+        assert sum(units.values()) == number
+
+
+def test_a_global_ratio_counts_all_neurons():
+    assert sum(auxin.ratio(0.35, scope="global").allocate(GRAPH).values()) == 73  # 35 % of 208
+
+
+@pytest.mark.parametrize("of", ["parameters", "flops"])
+@pytest.mark.parametrize("fraction", [0.1, 0.35, 1.0])
+def test_a_budget_of_cost_is_used_up_but_not_exceeded(of, fraction):
+    units = auxin.ratio(fraction, of=of, scope="global").allocate(GRAPH)
+    sizes = {name: GRAPH[name].size + by for name, by in units.items()}
+    measure = GRAPH.num_parameters if of == "parameters" else GRAPH.flops
+    assert measure() * (1 + fraction) * 0.93 <= measure(sizes) <= measure() * (1 + fraction)
+
+
+def test_a_count_of_parameters_per_group_is_not_exceeded_by_any_group():
+    units = auxin.count(1000, of="parameters").allocate(GRAPH)
+    for name, by in units.items():
+        added = GRAPH.num_parameters({name: GRAPH[name].size + by}) - GRAPH.num_parameters()
+        one_more = GRAPH.num_parameters({name: GRAPH[name].size + by + 1}) - GRAPH.num_parameters()
+        assert added <= 1000 < one_more
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(28_667, 400_000), st.integers(1, 40))
+def test_a_cap_is_never_exceeded_and_never_wasteful(limit, by):
+    cap = parse_cap(f"params<={limit}")
+    wish = {group.name: by for group in GRAPH.growable()}
+    units = cap.clip(GRAPH, wish)
+    sizes = {name: GRAPH[name].size + n for name, n in units.items()}
+    assert GRAPH.num_parameters(sizes) <= limit
+    assert all(units.get(name, 0) <= n for name, n in wish.items())
+    if units != wish:
+        one_more = {name: GRAPH[name].size + min(units.get(name, 0) + 1, by) for name in wish}
+        assert GRAPH.num_parameters(one_more) > limit
+
+
+def test_a_cap_on_neurons_counts_every_group():
+    units = parse_cap("neurons<=210").clip(GRAPH, {"features.0": 9})
+    assert units == {"features.0": 2}
+
+
+@pytest.mark.parametrize(("text", "number"), [("325k", 325_000), ("1.2M", 1.2e6), ("20_000", 20_000), ("3e5", 3e5)])
+def test_numbers_with_suffixes(text, number):
+    assert parse_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["params>=3", "weights<=3k", "params<=many", ""])
+def test_a_cap_that_is_not_understood_says_how_to_write_it(text):
+    with pytest.raises(ConfigError, match="325k"):
+        parse_cap(text)
+
+
+@pytest.mark.parametrize("make", [lambda: auxin.ratio(-1), lambda: auxin.count(0), lambda: auxin.ratio(1, of="cats"),
+                                  lambda: auxin.ratio(1, scope="local")])  # fmt: skip
+def test_senseless_budgets_are_refused(make):
+    with pytest.raises(ConfigError):
+        make()
+
+
+def test_named_groups_only():
+    assert auxin.count(3, groups=["features.3"]).allocate(GRAPH) == {"features.3": 3}
+    assert Allocated({"features.3": 2}).allocate(GRAPH) == {"features.3": 2}

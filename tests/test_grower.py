@@ -1,0 +1,204 @@
+"""Grower in a plain training loop."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import auxin
+from auxin.errors import CheckpointError, ConfigError
+from auxin.surgery import IdentityBlock
+from auxin.types import Deepen, GrowthPlan
+
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5), nn.LeakyReLU(0.2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
+    )  # fmt: skip
+
+
+IMAGES = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+LABELS = torch.randint(3, (16,), generator=torch.Generator().manual_seed(2))
+
+
+def train(model, optimizer, steps=2):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(IMAGES), LABELS).backward()
+        optimizer.step()
+
+
+def loop(model, optimizer, grower, epochs):
+    for epoch in epochs:
+        train(model, optimizer)
+        grower.step(epoch)
+
+
+def new_grower(model, optimizer, **options):
+    defaults = {"trigger": auxin.every(2), "budget": auxin.ratio(0.5), "method": "net2net", "seed": 7}
+    return auxin.Grower(model, optimizer, IMAGES[:2], **(defaults | options))
+
+
+def test_the_same_seed_grows_the_same_weights_bit_for_bit():
+    results = []
+    for _ in range(2):
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        loop(model, optimizer, new_grower(model, optimizer), range(5))
+        results.append(model.state_dict())
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(results[0][k], results[1][k]) for k in results[0])
+
+
+def test_a_resumed_loop_ends_at_the_same_weights():
+    model = make()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    grower = new_grower(model, optimizer)
+    loop(model, optimizer, grower, range(3))
+    saved = json.loads(json.dumps(grower.state_dict()))
+    weights, moments = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    loop(model, optimizer, grower, range(3, 6))
+
+    fresh = make()
+    auxin.History.from_json(saved["history"]).replay(fresh)
+    fresh.load_state_dict(weights)
+    second = torch.optim.Adam(fresh.parameters(), 0.01)
+    second.load_state_dict(moments)
+    resumed = new_grower(fresh, second)
+    resumed.load_state_dict(saved)
+    loop(fresh, second, resumed, range(3, 6))
+    assert len(resumed.events) == len(grower.events) == 3
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True))
+
+
+def test_a_state_of_another_size_is_refused():
+    model = make()
+    grower = new_grower(model, None)
+    grower.grow()
+    with pytest.raises(CheckpointError, match="replay the history"):
+        new_grower(make(), None).load_state_dict(grower.state_dict())
+
+
+def test_until_caps_the_last_event_and_then_nothing_grows():
+    model = make()
+    grower = new_grower(model, None, until="params<=700", trigger=auxin.every(1))
+    sizes = [sum(p.numel() for p in model.parameters()) for epoch in range(8) if grower.step(epoch)]
+    assert sizes and sizes[-1] <= 700
+    assert sizes[-1] == sum(p.numel() for p in model.parameters())
+    assert grower.step(20) is None
+
+
+def test_events_carry_epoch_reason_and_costs():
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    grower = new_grower(model, optimizer)
+    assert grower.step(0) is None
+    event = grower.step(1)
+    assert (event.epoch, event.reason) == (1, "every 2 epochs, event 1")
+    assert event.parameters_after == sum(p.numel() for p in model.parameters()) > event.parameters_before
+    assert event.flops_after == grower.graph.flops() > event.flops_before
+    assert "net2net" in str(event) and "→" in str(event)
+
+
+def test_state_can_be_started_anew():
+    model = make()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    train(model, optimizer)
+    new_grower(model, optimizer, carry_state=False).grow()
+    assert not optimizer.state
+    train(model, optimizer)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_grower_without_a_budget_says_what_to_pass():
+    with pytest.raises(ConfigError, match="budget"):
+        auxin.Grower(make(), None, IMAGES[:2]).grow()
+
+
+def test_an_unknown_method_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="net2net"):
+        auxin.Grower(make(), None, IMAGES[:2], method="nonsense")
+
+
+# Depth
+
+
+@pytest.mark.parametrize("site", ["2", "5"])
+def test_an_identity_block_preserves_eval_and_train_mode_and_is_trained(site):
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    train(model, optimizer)
+    graph = auxin.trace(model, IMAGES[:2])
+    names = list(model.state_dict())
+    reference = copy.deepcopy(model)
+    event = auxin.deepen(model, site, graph=graph, optimizer=optimizer, batches=[IMAGES])
+    assert event.max_change < 1e-5
+    assert [n for n in model.state_dict() if ".grown." not in n] == names
+    with torch.no_grad():
+        assert (model.train()(IMAGES) - reference.train()(IMAGES)).abs().max() < 1e-5
+    before = [p.detach().clone() for p in model[int(site)].parameters()]
+    train(model, optimizer, steps=3)
+    assert all((now != then).any() for now, then in zip(model[int(site)].parameters(), before, strict=True))
+
+
+def test_blocks_can_be_widened_and_stacked_and_replayed():
+    model = make().double()
+    images = IMAGES.double()
+    graph = auxin.trace(model, images[:2])
+    history = auxin.History()
+    for step in range(2):
+        history.append(auxin.deepen(model, "2", graph=graph))
+        history.append(auxin.widen(model, "0", 2, graph=graph, method="net2net", seed=step))
+        history.append(auxin.widen(model, "2.grown.0.map", 1, graph=graph, seed=step))
+    assert len(model[2].grown) == 2
+    assert max(event.max_change for event in history.events) < 1e-10
+    fresh = make().double()
+    auxin.History.from_json(json.loads(json.dumps(history.to_json()))).replay(fresh)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh.eval()(images), model.eval()(images))
+
+
+def test_new_parameters_join_the_groups_of_their_kind():
+    model = make()
+    norms = [p for m in model for n, p in m.named_parameters() if isinstance(m, nn.BatchNorm2d)]
+    others = [p for p in model.parameters() if all(p is not q for q in norms)]
+    optimizer = torch.optim.SGD([{"params": others, "weight_decay": 0.1}, {"params": norms}], lr=0.1)
+    auxin.deepen(model, "2", graph=auxin.trace(model, IMAGES[:2]), optimizer=optimizer)
+    block = model[2].grown[0]
+    groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+    assert id(block.map.weight) in groups[0]
+    assert id(block.norm.weight) in groups[1] and id(block.norm.bias) in groups[1]
+    assert sum(map(len, groups)) == len(list(model.parameters()))
+
+
+def test_a_failed_insertion_leaves_no_trace():
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    graph = auxin.trace(model, IMAGES[:2])
+    state, groups = list(model.state_dict()), [list(g["params"]) for g in optimizer.param_groups]
+    grower = new_grower(model, optimizer)
+    plan = GrowthPlan("test", (Deepen("2"), Deepen("2", kernel_size=2)))
+    with pytest.raises(ConfigError, match="odd"):
+        grower.apply(plan)
+    assert list(model.state_dict()) == state
+    assert [[id(p) for p in g["params"]] for g in optimizer.param_groups] == [[id(p) for p in g] for g in groups]
+    assert not model[2]._forward_hooks and len(graph.sites) == 2
+
+
+@pytest.mark.parametrize("activation", ["ReLU", "LeakyReLU", "GELU", "SiLU", "PReLU", "ELU", "Mish"])
+@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d", "linear"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_block_is_the_identity_on_every_kind_of_edge(activation, kind, norm):
+    rank = 0 if kind == "linear" else int(kind[4])
+    x = torch.randn(6, 5, *(4,) * rank, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    block = IdentityBlock(kind, 5, norm=norm, activation=activation, blend=True).double()
+    flat = x.movedim(1, 0).flatten(1)
+    block.calibrate(flat.mean(1), flat.var(1, unbiased=False))
+    for mode in (False, True):  # training moves the running statistics
+        assert (block.train(mode)(x) - x).abs().max() < 1e-12
+    assert block(x).sum().requires_grad
