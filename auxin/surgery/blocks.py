@@ -98,6 +98,12 @@ class IdentityBlock(nn.Module):
         return self.activation(self.norm(self.map(x)))
 
 
+def build_block(like: Tensor, **options: Any) -> IdentityBlock:
+    """Return a block of another tensor's device and type; torch's own random state is not touched."""
+    with torch.random.fork_rng(devices=[]):
+        return IdentityBlock(**options).to(device=like.device, dtype=like.dtype)
+
+
 def run_grown(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     """Forward hook: pass a module's output through the blocks inserted after it."""
     return getattr(module, GROWN)(output)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs
-from auxin.surgery.blocks import GROWN, IdentityBlock, attach, detach_last
+from auxin.surgery.blocks import GROWN, attach, build_block, detach_last
 from auxin.surgery.optimizer import add_parameters
 from auxin.surgery.transaction import Transaction
 from auxin.types import Deepen, DepthSite
@@ -127,7 +127,7 @@ def deepen_model(
     existing = dict(model.named_parameters())
     like = next((p for p in existing.values() if p.is_floating_point()), torch.zeros(()))
     for target in (model, *copies):
-        block = IdentityBlock(**options).to(device=like.device, dtype=like.dtype)
+        block = build_block(like, **options)
         place = target.get_submodule(site.name)
         if site.norm:
             inputs = list(batches) if batches is not None else [graph.example_inputs]

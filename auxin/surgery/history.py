@@ -10,7 +10,7 @@ from torch import nn
 
 from auxin.errors import CheckpointError
 from auxin.graph.capture import unwrap
-from auxin.surgery.blocks import IdentityBlock, attach
+from auxin.surgery.blocks import attach, build_block
 from auxin.surgery.transaction import set_attribute
 from auxin.types import Event
 
@@ -92,7 +92,7 @@ def _replay(model: nn.Module, event: Event) -> None:
     for path, blocks in structure.blocks.items():
         host = model.get_submodule(path)
         for options in blocks:
-            block = IdentityBlock(**options).to(device=like.device, dtype=like.dtype)
+            block = build_block(like, **options)
             attach(host, block.train(host.training))
     with torch.no_grad():
         for name, shape in structure.shapes.items():
