@@ -1,10 +1,12 @@
 """auxin: grow neural networks while they train."""
 
+from auxin import similarity
 from auxin.budgets import count, ratio
 from auxin.errors import AuxinError
 from auxin.graph import Graph, trace
 from auxin.grower import Grower, deepen, widen
 from auxin.methods import METHODS
+from auxin.similarity import Similarity
 from auxin.surgery import History
 from auxin.triggers import every, plateau
 from auxin.types import Event, GrowthPlan
@@ -19,11 +21,13 @@ __all__ = [
     "Grower",
     "GrowthPlan",
     "History",
+    "Similarity",
     "count",
     "deepen",
     "every",
     "plateau",
     "ratio",
+    "similarity",
     "trace",
     "widen",
 ]

@@ -14,6 +14,7 @@ from auxin.budgets import Allocated, parse_cap
 from auxin.errors import CheckpointError, ConfigError
 from auxin.graph import Graph, trace
 from auxin.methods import METHODS
+from auxin.similarity import Similarity, refine, takes_batches
 from auxin.surgery import History, apply, check_widen
 from auxin.types import Budget, Deepen, DepthSite, Event, GrowthPlan, LossFn, Method, Trigger, Widen, WidthGroup
 
@@ -33,6 +34,7 @@ class Grower:
         allow_inexact: Whether groups whose growth changes the function may grow.
         carry_state: Whether the optimizer keeps its state across an event; False starts it anew.
         ema: Averaged copies of the model (``AveragedModel``), resized alike.
+        refine: What to do to the neurons right after each event; None does nothing.
 
     Attributes:
         graph: What can grow; kept up to date.
@@ -63,12 +65,14 @@ class Grower:
         allow_inexact: bool = False,
         carry_state: bool = True,
         ema: Sequence[nn.Module] = (),
+        refine: Similarity | None = None,
     ) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, tuple(ema)
         self.method = find_method(method)
         self.trigger, self.budget, self.seed = trigger, budget, seed
         self.cap = parse_cap(until) if until else None
         self.allow_inexact, self.carry_state = allow_inexact, carry_state
+        self.refine = refine
         self.graph: Graph = trace(model, example_inputs)
         self.history = History()
 

@@ -38,6 +38,7 @@ class Case:
         shape_tied: Axes whose parts never meet in a computation, but which a reshape keeps at equal sizes.
         hard_coded: A substring of the source line that resists growth; widening must be rolled back.
         needs: Module that must be importable, or None.
+        tolerance: Relative noise of the output in float64; larger where a model computes norms in float32.
         notes: What is special.
     """
 
@@ -50,6 +51,7 @@ class Case:
     shape_tied: tuple[Axis, ...] = ()
     hard_coded: str | None = None
     needs: str | None = None
+    tolerance: float = 1e-10
     notes: str = ""
 
 
@@ -708,8 +710,9 @@ def hf_llama() -> nn.Module:
     return Logits(transformers.LlamaForCausalLM(config), "logits")
 
 
-def pixels() -> Inputs:
-    return {"pixel_values": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(11))}
+def pixels(size: int) -> Callable[[], Inputs]:
+    """Return a maker of square images by name."""
+    return lambda: {"pixel_values": torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(11))}
 
 
 IMAGE = noise((2, 3, 6, 6))
@@ -855,6 +858,7 @@ _ALL = (
         (("layer.linear1.weight", 0), ("layer.linear2.weight", 1)),
         (("head.weight", 0), ("embed.weight", 1)),
         (3, 4, 10, 12),
+        shape_tied=(("layer.self_attn.in_proj_weight", 0),),
         notes="nn.MultiheadAttention ties heads times head size to the width of the stream",
     ),
     Case(
@@ -864,6 +868,7 @@ _ALL = (
         (("hidden.weight", 0),),
         (("head.weight", 0), ("embed.weight", 1)),
         (3, 4, 7),
+        shape_tied=(("attention.in_proj_weight", 0),),
         notes="the stream may grow by whole heads, since no norm is around it",
     ),
     Case(
@@ -881,6 +886,8 @@ _ALL = (
         (("k_proj.weight", 0), ("o_proj.weight", 0)),
         (("head.weight", 0), ("q_proj.weight", 1)),
         (2, 3, 4, 7),
+        shape_tied=(("k_proj.weight", 0),),
+        notes="one head_dim for queries and values, by the attribute",
     ),
     Case(
         "grouped_query_sdpa",
@@ -889,6 +896,8 @@ _ALL = (
         (("k_proj.weight", 0), ("o_proj.weight", 0)),
         (("head.weight", 0), ("q_proj.weight", 1)),
         (2, 3, 4, 7),
+        shape_tied=(("k_proj.weight", 0),),
+        notes="one head_dim for queries and values, by the attribute",
     ),
     Case(
         "mixer",
@@ -967,7 +976,7 @@ _ALL = (
     Case(
         "hf_resnet",
         hf_resnet,
-        pixels,
+        pixels(24),
         (
             ("model.resnet.embedder.embedder.convolution.weight", 0),
             ("model.resnet.encoder.stages.0.layers.0.layer.0.convolution.weight", 0),
@@ -981,7 +990,7 @@ _ALL = (
     Case(
         "hf_vit",
         hf_vit,
-        pixels,
+        pixels(8),
         (
             ("model.vit.layers.0.mlp.fc1.weight", 0),
             ("model.vit.layers.1.mlp.fc2.weight", 1),
@@ -1031,8 +1040,10 @@ _ALL = (
             ("model.model.layers.1.self_attn.o_proj.weight", 1),
         ),
         (("model.lm_head.weight", 0), ("model.model.embed_tokens.weight", 0)),
-        (2, 3, 10),
+        (3, 10),
         needs="transformers",
+        tolerance=2e-6,
+        notes="its RMS norm computes in float32 whatever the model's type",
     ),
 )
 

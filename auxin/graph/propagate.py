@@ -1,6 +1,6 @@
 """Walk a captured graph, operator by operator, and learn which parameter axes hold the same units.
 
-Each operator has one rule (``rules.py``, ``rules_linear.py``, ``rules_shape.py``). An operator without a rule freezes
+Each operator has one rule (the files ``rules*.py``). An operator without a rule freezes
 the axes of everything it touches, with the reason: nothing is ever assumed to work element by element.
 """
 

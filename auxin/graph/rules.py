@@ -14,11 +14,11 @@ from auxin.graph.propagate import Propagator, Value, frozen_like, grouped, rule
 UNARY = """
 relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu softplus mish softsign
 log_sigmoid threshold softshrink hardshrink tanhshrink exp exp2 expm1 log log2 log10 log1p sqrt rsqrt neg abs sign
-square reciprocal sin cos tan asin acos atan sinh cosh erf erfc erfinv floor ceil round trunc frac
-clamp clamp_min clamp_max clip clone contiguous detach alias to _to_copy type_as float double half bool long int dropout feature_dropout alpha_dropout
-feature_alpha_dropout native_dropout logical_not bitwise_not isnan isinf isfinite nan_to_num zeros_like ones_like
-full_like rand_like randn_like empty_like bernoulli lift_fresh_copy lift_fresh positive deg2rad rad2deg fill zero
-_unsafe_view_as requires_grad_ celu rrelu logit sinc digamma lgamma sgn
+square reciprocal sin cos tan asin acos atan sinh cosh erf erfc erfinv floor ceil round trunc frac clamp clamp_min
+clamp_max clip clone contiguous detach alias to _to_copy type_as float double half bool long int dropout
+feature_dropout alpha_dropout feature_alpha_dropout native_dropout logical_not bitwise_not isnan isinf isfinite
+nan_to_num zeros_like ones_like full_like rand_like randn_like empty_like bernoulli lift_fresh_copy lift_fresh
+positive deg2rad rad2deg fill zero _unsafe_view_as requires_grad_ rrelu logit sinc digamma lgamma sgn
 """
 # Several inputs, broadcast together.
 BINARY = """
@@ -202,6 +202,20 @@ def layer_norm(p: Propagator, x: Value, shape: Sequence[int], weight: Any = None
     return x
 
 
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(p: Propagator, v: Value, g: Value, dim: int = 0) -> Any:
+    """Compute g·v/‖v‖ with one norm per index of ``dim``: new columns of zeros keep it, shared ones do not."""
+    for d, axis in enumerate(v.axes):
+        if d == dim % len(v.axes):
+            p.unify(axis, g.axes[d])
+            p.tag(g, d, "scale")
+        else:
+            p.inexact(axis, "normalises over it")
+            p.freeze(g.axes[d], "keeps it at one")
+    weight = Value(v.axes, v.sources)
+    return (weight, weight) if isinstance(p.node.meta["val"], (tuple, list)) else weight
+
+
 @rule("group_norm")
 def group_norm(p: Propagator, x: Value, groups: int, weight: Any = None, bias: Any = None, *_: Any) -> Value:
     """Channels are groups·members: whole groups are added, members would change their group's statistics."""
@@ -221,7 +235,8 @@ def group_norm(p: Propagator, x: Value, groups: int, weight: Any = None, bias: A
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
     "adaptive_max_pool3d", "_adaptive_avg_pool2d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
     "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d",
-    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "lp_pool2d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
+    "lp_pool2d",
 )  # fmt: skip
 def spatial(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
     """Change the spatial sizes, channel by channel."""

@@ -136,9 +136,9 @@ class TrainConfig:
         precision: "bf16-mixed" (autocast, weights stay fp32) or "32-true".
         channels_last: Store images and convolution weights as NHWC, faster for convolutions.
         clip_norm: Largest gradient norm allowed, or null.
-        deterministic: Only deterministic kernels: a resumed run is then bit-equal to an uninterrupted one.
+        deterministic: Only deterministic kernels: on the CPU, a resumed run is then bit-equal to an uninterrupted one.
         seed: Seed of weights, order and augmentation; each epoch derives its own.
-        threads: CPU threads; null leaves torch's choice.
+        threads: CPU threads; null leaves torch's choice. 1 is far faster on a machine that is busy with other work.
         device: "auto", "cpu" or "cuda".
     """
 
@@ -266,7 +266,7 @@ class RunConfig:
 
         Raises:
             ConfigError: If a key or value is not known.
-        """  # noqa: DOC502
+        """
         parser = make_parser()
         return _instantiate(parser, lambda: parser.parse_object(dict(data)), parser)
 
@@ -303,7 +303,7 @@ def load_config(arguments: Sequence[str], parser: jsonargparse.ArgumentParser | 
     Example:
         >>> load_config(["--train.epochs", "3"]).train.epochs
         3
-    """  # noqa: DOC502
+    """
     parser = parser or make_parser()
     return _instantiate(parser, lambda: parser.parse_args(list(arguments)), parser)
 

@@ -54,7 +54,7 @@ def rungs(folder: Path) -> list[Rung]:
 
     Raises:
         CheckpointError: If one of them is damaged.
-    """  # noqa: DOC502
+    """
     found = []
     for path in sorted(folder.glob("rung-*.json")):
         saved = checkpoints.load(path)
@@ -84,7 +84,7 @@ def load_model(manifest: Path | str, base: nn.Module | None = None) -> nn.Module
 
     Raises:
         CheckpointError: If the checkpoint is damaged, or the base model is not the one it was trained from.
-    """  # noqa: DOC502
+    """
     saved = checkpoints.load(Path(manifest))
     model = build_base(saved.config["model"]) if base is None else copy.deepcopy(base)
     restore_model(model, saved)

@@ -54,7 +54,7 @@ def train_epoch(
 
     Raises:
         TrainingError: If the loss is no longer finite.
-    """  # noqa: DOC502
+    """
     model.train()
     steps = len(batches)
     losses = torch.zeros(steps, device=fabric.device)

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-import auxin
-
 _PACKAGES = ("auxin", "torch", "numpy", "safetensors", "lightning-fabric", "torchmetrics", "datasets", "jsonargparse")
 
 
@@ -21,7 +19,7 @@ def commit() -> dict[str, Any]:
 
     An installed copy has none, even where it lies inside somebody else's git repository.
     """
-    source = Path(auxin.__file__).resolve()
+    source = Path(__file__).resolve()
     if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
         return {"commit": "unknown", "dirty": None}
     status = _git(source.parent, "status", "--porcelain")

@@ -27,12 +27,27 @@ def seed_stage(seed: int, epoch: int, stage: str) -> None:
     seed_everything(int.from_bytes(digest[:4], "big"), verbose=False)
 
 
+def prepare(config: TrainConfig) -> None:
+    """Set what CUDA reads only when it starts; call it before anything touches a GPU.
+
+    Args:
+        config: Its ``deterministic`` is used.
+    """
+    if config.deterministic:
+        # Without it cuBLAS has no deterministic matrix product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @contextmanager
-def reproducible(config: TrainConfig) -> Iterator[None]:
+def reproducible(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Set torch's process-wide switches for a run, and put them back afterwards.
+
+    On a GPU an operation without a deterministic kernel warns instead of stopping the run; bit-equality is promised
+    on the CPU.
 
     Args:
         config: Its ``deterministic`` and ``threads`` are used.
+        device: Where the model runs.
 
     Yields:
         None, with the switches set.
@@ -44,9 +59,7 @@ def reproducible(config: TrainConfig) -> Iterator[None]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.deterministic:
-        # cuBLAS reads it when it starts; without it CUDA's matrix products refuse to be deterministic.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.backends.cudnn.benchmark = not config.deterministic
     try:
         yield

@@ -30,7 +30,7 @@ from auxin.training.metrics import MetricsLog
 from auxin.training.optimizer import make_optimizer, restore, state_of
 from auxin.training.progress import EpochProgress
 from auxin.training.provenance import commit, hardware, versions
-from auxin.training.reproducible import reproducible, seed_stage
+from auxin.training.reproducible import prepare, reproducible, seed_stage
 from auxin.training.result import Phase, Result, widths_by_phase, without_structure
 from auxin.training.schedules import make_schedule
 from auxin.types import Event
@@ -88,8 +88,8 @@ class Trainer:
     ) -> None:
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
         self.progress = EpochProgress(config.train.epochs, console)
-        accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[config.train.device]
-        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=config.train.precision)
+        prepare(config.train)
+        self.fabric = Fabric(accelerator=config.train.device, devices=1, precision=config.train.precision)
         if data is None:
             data = load(config.data.source, val_fraction=config.data.val_fraction, seed=config.data.seed)
         self.data = data.to(self.fabric.device)
@@ -108,6 +108,7 @@ class Trainer:
         self.val_loader = self._loader("val")
         self._example = next(iter(self.val_loader))[0][:1].clone()
         self.grower = make_grower(config.growth, self.model, self.optimizer, self._example, config.train.seed)
+        self._commit = commit()  # now: the checkout may move on while the run lasts
         self._restart_epoch = 0
         self._saved = saved
         if saved:
@@ -127,7 +128,7 @@ class Trainer:
         Raises:
             TrainingError: If the loss is no longer finite; the last checkpoint is still good.
             CheckpointError: If a file cannot be written; likewise.
-        """  # noqa: DOC502
+        """
         if self.folder.result.exists():
             return Result.read(self.folder.result)
         self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -135,7 +136,7 @@ class Trainer:
         log = MetricsLog(self.folder.metrics, self.folder.tensorboard, self.epochs_done)
         epochs = self.config.train.epochs
         try:
-            with reproducible(self.config.train), self.progress:
+            with reproducible(self.config.train, self.fabric.device), self.progress:
                 if self._saved is not None and self._saved.stage == "trained" and self.epochs_done < epochs:
                     # Killed after an epoch and before its growth decision was safe: decide again, from the same state.
                     self._grow(self.epochs_done - 1, self._saved.metrics)
@@ -283,7 +284,7 @@ class Trainer:
         result = Result(
             name=self.config.name,
             config=self.config.to_dict(),
-            **commit(),
+            **self._commit,
             seed=self.config.train.seed,
             hardware=hardware(),
             versions=versions(),

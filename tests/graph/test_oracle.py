@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import auxin
+import auxin.errors
 from auxin.graph import Graph
 from auxin.types import WidthGroup
 from tests.cases import CASES, SKIPPED, Case, randomise
@@ -27,7 +28,7 @@ def setting(name: str) -> tuple[Case, BruteForce, Graph]:
     """Build, randomise and trace a case once for all tests of this file."""
     case = CASES[name]
     torch.manual_seed(0)
-    net = BruteForce(randomise(case.build(), seed=3), case.inputs())
+    net = BruteForce(randomise(case.build(), seed=3), case.inputs(), case.tolerance)
     return case, net, auxin.trace(net.model, net.inputs)
 
 
@@ -126,19 +127,20 @@ def test_what_trial_finds_can_grow_or_is_refused_with_a_reason(name: str) -> Non
     case, net, graph = setting(name)
     claims = []
     for group in open_groups(graph):
-        for u, v in itertools.combinations(range(group.size), 2):
-            claims.append(frozenset(claim(net, graph, group, u, v)))
+        pairs = itertools.combinations(range(group.size), 2)
+        claims += [frozenset(claim(net, graph, group, u, v)) for u, v in pairs]
     for n in case.atoms:
         for components in discovered(name, n):
             for component in components:
                 if any(component <= known for known in claims):
                     continue
                 for e in component:
-                    covering = [g for g in _covering(net, graph, e)]
+                    covering = _covering(net, graph, e)
                     assert covering, f"{e.tensor}[{e.dim}] is in no group"
-                    assert all(g.frozen or g.inexact for g in covering), (
-                        f"n={n}: trial exchanges {text(component)}, but of the groups there, "
-                        f"{[g.name for g in covering if g.growable]} can grow, and says otherwise"
+                    # On a product (heads times head size) it is enough that one factor is refused.
+                    assert any(not g.growable for g in covering), (
+                        f"n={n}: trial exchanges {text(component)}; the graph has {[g.name for g in covering]} there, "
+                        "which can grow, but not so"
                     )
 
 
@@ -189,7 +191,7 @@ def test_deleting_what_random_added_gives_the_model_back_bit_for_bit(name: str) 
         fresh = auxin.trace(model, case.inputs())
         try:
             auxin.widen(model, group.name, 2, graph=fresh, method="random", seed=5)
-        except auxin.GrowthError:
+        except auxin.errors.GrowthError:
             assert case.hard_coded, f"{group.name} could not grow"
             continue
         after = dict(model.state_dict())

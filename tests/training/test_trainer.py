@@ -124,6 +124,16 @@ def test_a_resumed_run_ends_bit_equal(tmp_path: Path, digits: ImageData, optimiz
         assert [int(row["epoch"]) for row in csv.DictReader(file)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("method", ["net2net", "random"])
+def test_a_resume_is_bit_equal_in_bf16_and_channels_last(tmp_path: Path, digits: ImageData, method: str) -> None:
+    parts: dict[str, Any] = {"train": {"precision": "bf16-mixed"}, "growth": {"method": method}}
+    whole = fit(tmp_path / "whole", digits, **parts)
+    fit_until(tmp_path / "cut", digits, 3, **parts)
+    resumed = fit(tmp_path / "cut", digits, **parts)
+    assert len(resumed.events) == 2
+    assert_equal_weights(whole.model, resumed.model)
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, digits: ImageData) -> None:
     first = fit(tmp_path, digits)
     before = (tmp_path / "result.json").read_bytes()

@@ -1,0 +1,29 @@
+"""The neuron-similarity constraint: how alike a layer's neurons are, and how to move them apart after growth.
+
+``terms`` holds the equations, ``layers`` says which weights they apply to, ``refine`` is the loop that runs after a
+growth event, ``loss`` the same objective as a term for every training step, ``norms`` re-estimates batch norms.
+
+Reference:
+    Sakai and Hotta 2024 (arXiv 2408.13291), equations 1 to 5.
+"""
+
+from auxin.similarity.layers import Layer, find_layers
+from auxin.similarity.loss import loss
+from auxin.similarity.norms import reestimate_norms
+from auxin.similarity.record import LayerChange, Refinement
+from auxin.similarity.refine import Similarity, refine
+from auxin.similarity.terms import cosine_map, mean_similarity, weight_change
+
+__all__ = [
+    "Layer",
+    "LayerChange",
+    "Refinement",
+    "Similarity",
+    "cosine_map",
+    "find_layers",
+    "loss",
+    "mean_similarity",
+    "reestimate_norms",
+    "refine",
+    "weight_change",
+]

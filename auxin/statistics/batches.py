@@ -1,0 +1,97 @@
+"""The few batches that a method looks at, in the precision of its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from auxin.errors import ConfigError
+from auxin.graph.capture import evaluation
+from auxin.types import LossFn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, on the model's device.
+
+    Attributes:
+        inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments of the forward.
+        target: What ``loss_fn`` compares the output with.
+    """
+
+    inputs: Any
+    target: Any
+
+
+def take_batches(
+    model: nn.Module, batches: Iterable[Any] | None, loss_fn: LossFn | None, number: int, method: str
+) -> tuple[list[Batch], LossFn]:
+    """Return the first batches of a loader, moved to the model's device and to the precision of the statistics.
+
+    Args:
+        model: The model, only read.
+        batches: Pairs (inputs, target); a dict is taken as both.
+        loss_fn: The training loss of (output, target).
+        number: How many batches to take; fewer if there are no more.
+        method: Who asks, for the error's text.
+
+    Returns:
+        The batches and the loss.
+
+    Raises:
+        ConfigError: If batches or loss are missing, or a batch is not a pair.
+    """
+    if batches is None or loss_fn is None:
+        raise ConfigError(
+            f"The {method} method looks at data: pass batches of (inputs, target) and loss_fn(output, target), for "
+            "example grower.step(epoch, loader, loss_fn)."
+        )
+    found = [_as_batch(item, model, method) for item in islice(iter(batches), number)]
+    if not found:
+        raise ConfigError(
+            f"The {method} method looks at data, but the loader gave no batch: pass one that is not empty."
+        )
+    return found, loss_fn
+
+
+def _as_batch(item: Any, model: nn.Module, method: str) -> Batch:
+    if isinstance(item, Mapping):
+        inputs, target = item, item
+    elif isinstance(item, (tuple, list)) and len(item) == 2:
+        inputs, target = item
+    else:
+        raise ConfigError(f"The {method} method needs batches that are pairs (inputs, target) or dicts.")
+    parameter = next(model.parameters())
+    precise = precision(parameter.dtype)
+
+    def move(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.detach().to(parameter.device, precise if x.is_floating_point() else None)
+
+    return Batch(pytree.tree_map(move, inputs), pytree.tree_map(move, target))
+
+
+def precision(dtype: torch.dtype) -> torch.dtype:
+    """Return the type statistics are computed in: float64 stays, everything shorter than float32 becomes float32."""
+    return dtype if dtype in (torch.float32, torch.float64) or not dtype.is_floating_point else torch.float32
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """Eval mode, full precision, and kernels that can be differentiated twice; all as before at the end."""
+    device = next(model.parameters()).device.type
+    with ExitStack() as stack:
+        stack.enter_context(evaluation(model))
+        stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.enable_grad())
+        yield
