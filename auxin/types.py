@@ -144,6 +144,51 @@ class GrowthPlan:
             lines.append(f"  widen {op.group} by {op.by}" if isinstance(op, Widen) else f"  deepen after {op.site}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the plan as JSON data and named tensors, ready for a JSON and a safetensors file.
+
+        Returns:
+            Plain data, in which each tensor is replaced by its name, and the tensors.
+        """
+        tensors: dict[str, Tensor] = {}
+        operations = []
+        for number, op in enumerate(self.operations):
+            entry: dict[str, Any] = {"kind": type(op).__name__}
+            for key, value in vars(op).items():
+                if isinstance(value, Mapping):
+                    names = {slot: f"{number}/{key}/{slot}" for slot in value}
+                    tensors |= {names[slot]: tensor.detach().contiguous() for slot, tensor in value.items()}
+                    entry[key] = names
+                else:
+                    entry[key] = list(value) if isinstance(value, tuple) else value
+            operations.append(entry)
+        data = {"method": self.method, "preserves": self.preserves, "notes": list(self.notes), "operations": operations}
+        return data, tensors
+
+    @classmethod
+    def from_parts(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GrowthPlan:
+        """Rebuild a plan from what ``to_parts`` returned.
+
+        Args:
+            data: The JSON data.
+            tensors: The tensors by name.
+
+        Returns:
+            The plan.
+        """
+        kinds: dict[str, type] = {"Widen": Widen, "Deepen": Deepen}
+
+        def restore(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {slot: tensors[name] for slot, name in value.items()}
+            return tuple(value) if isinstance(value, list) else value
+
+        operations = tuple(
+            kinds[entry["kind"]](**{key: restore(value) for key, value in entry.items() if key != "kind"})
+            for entry in data["operations"]
+        )
+        return cls(data["method"], operations, data["preserves"], tuple(data["notes"]))
+
 
 @dataclass(frozen=True)
 class Change:
