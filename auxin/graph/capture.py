@@ -22,9 +22,9 @@ def normalise_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, An
     return (example_inputs,), {}
 
 
-def clone_tensors(tree: Any) -> Any:
-    """Return a copy of nested inputs or outputs with every tensor detached and cloned."""
-    return pytree.tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, tree)
+def clone_tensors(tree: Any, device: torch.device | None = None) -> Any:
+    """Return a copy of nested inputs or outputs with every tensor detached and cloned, on a device if one is given."""
+    return pytree.tree_map(lambda x: x.detach().to(device, copy=True) if isinstance(x, Tensor) else x, tree)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

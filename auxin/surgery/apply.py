@@ -71,7 +71,7 @@ def apply(
         raise ConfigError("The plan has no operations; nothing would grow.")
     exact = plan.preserves and not allow_inexact
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    inputs = clone_tensors(normalise_inputs(graph.example_inputs))
+    inputs = clone_tensors(normalise_inputs(graph.example_inputs), _device(model))
     before = _outputs(model, inputs)
     parameters, flops = graph.num_parameters(), graph.flops()
     change = Transaction()
@@ -161,6 +161,11 @@ class _Work:
         self.change.on_rollback(lambda: self.graph.__dict__.update(old))
         self.graph.__dict__.update(trace(self.model, self.graph.example_inputs).__dict__)
         self.stale = False
+
+
+def _device(model: nn.Module) -> torch.device | None:
+    """Return where the model lives now, which may not be where it was traced."""
+    return next((p.device for p in model.parameters()), None)
 
 
 def _as_list(optimizer: Any) -> list[Optimizer]:

@@ -134,19 +134,67 @@ def resize_axis(tensor: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, l
     if slot.role == "consumer" and op.parents:
         scale = spread(axis, {leaf: outgoing_scale(leaf, op)}, torch.mul)
         result = torch.where((scale != 1).to(result.device).view(shape), result * scale.to(result).view(shape), result)
-    given = op.values.get(f"{slot.parameter}:{dim}")
-    if given is not None:
-        new = (kept < 0).nonzero().flatten()
+    new = (kept < 0).nonzero().flatten()
+    for entries, of_copies in ((op.values, False), (op.offsets, True)):
+        given = entries.get(f"{slot.parameter}:{dim}")
+        if given is None:
+            continue
         given = lift.apply(given.to(result), slot.parameter, skip=dim)
+        given = _own_entries(given, axis, leaf, slot, op, new, lift)
         wanted = [len(new) if d == dim else n for d, n in enumerate(tensor.shape)]
         if list(given.shape) != wanted:
             raise ConfigError(
                 f"The new entries of {slot.parameter} (dimension {dim}) have shape {tuple(given.shape)}, "
                 f"but growing group {op.group!r} by {op.by} needs {tuple(wanted)}."
             )
-        result = result.index_copy(dim, new.to(result.device), given)
+        result = (_offset if of_copies else _fill)(result, dim, given, op, copied, kept)
     lift.note(slot.parameter, dim, copied, scale)
     return result, kept
+
+
+def _fill(result: Tensor, dim: int, given: Tensor, op: Widen, copied: Tensor, kept: Tensor) -> Tensor:
+    """Put given values into new entries: all of them, or with offsets those that are not copies."""
+    new = (kept < 0).nonzero().flatten()
+    chosen = (copied[new] < 0) if op.offsets else torch.ones_like(new, dtype=torch.bool)
+    rows = chosen.nonzero().flatten().to(given.device)
+    return result.index_copy(dim, new[chosen].to(result.device), given.index_select(dim, rows))
+
+
+def _offset(result: Tensor, dim: int, given: Tensor, op: Widen, copied: Tensor, kept: Tensor) -> Tensor:
+    """Add offsets to the parents' entries and subtract them from their copies'."""
+    new = (kept < 0).nonzero().flatten()
+    new = new[copied[new] >= 0]
+    rows = (copied[kept < 0] >= 0).nonzero().flatten().to(given.device)
+    place = torch.empty_like(kept)
+    place[kept[kept >= 0]] = (kept >= 0).nonzero().flatten()
+    given = given.index_select(dim, rows)
+    result = result.index_add(dim, place[copied[new]].to(result.device), given)
+    return result.index_add(dim, new.to(result.device), given, alpha=-1)
+
+
+def _own_entries(
+    given: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, new: Tensor, lift: Lift
+) -> Tensor:
+    """Bring new entries to an axis of which another factor has grown since the plan was made (groups times channels).
+
+    New indices that meet a copied unit of the other factor copy its entry, at its scale; those that meet a fresh one
+    are zero.
+    """
+    before = lift.index.get((slot.parameter, slot.dim))
+    if before is None or given.shape[slot.dim] == len(new):
+        return given
+    sources = torch.cat([torch.arange(leaf.size), torch.zeros(op.by, dtype=torch.int64)])
+    twin = gather_index(axis, {leaf: sources})[new]
+    unit = spread(axis, {leaf: torch.arange(leaf.size + op.by)}, torch.mul)[new].tolist()
+    numbers: dict[tuple[float, int], int] = {}
+    # New units follow old ones within their segment, so the first of several equal entries is the plan's own.
+    index = [-1 if old < 0 else numbers.setdefault((u, old), len(numbers)) for u, old in zip(unit, before[twin].tolist())]
+    if len(numbers) != given.shape[slot.dim]:
+        return given
+    shape = [1] * given.ndim
+    shape[slot.dim] = -1
+    factor = lift.scale[slot.parameter, slot.dim][twin]
+    return regather(given, {slot.dim: torch.tensor(index)}) * factor.to(given).view(shape)
 
 
 def widen_model(
