@@ -184,9 +184,17 @@ class Allocated:
 
     Attributes:
         units: Number of units to add to each group.
+        scope: ``global`` lets a method that ranks neurons spend the same amount on other groups.
+        of: What the amount counts, for such a method.
+        groups: Names of the groups it may spend it on; those of ``units`` if empty.
+        cap: A size it may not exceed.
     """
 
     units: Mapping[str, int]
+    scope: Scope = "per_group"
+    of: Unit = "neurons"
+    groups: tuple[str, ...] = ()
+    cap: Cap | None = None
 
     def allocate(self, graph: Graph) -> dict[str, int]:
         """Return the units as given."""

@@ -14,7 +14,8 @@ from auxin.budgets import Allocated, parse_cap
 from auxin.errors import CheckpointError, ConfigError
 from auxin.graph import Graph, trace
 from auxin.methods import METHODS
-from auxin.similarity import Similarity, refine, takes_batches
+from auxin.ranking import decide
+from auxin.similarity import Refinement, Similarity, batch_norms, model_inputs
 from auxin.surgery import History, apply, check_widen
 from auxin.types import Budget, Deepen, DepthSite, Event, GrowthPlan, LossFn, Method, Trigger, Widen, WidthGroup
 
@@ -39,6 +40,7 @@ class Grower:
     Attributes:
         graph: What can grow; kept up to date.
         history: The events so far, replayable on a fresh base model.
+        refinement: What the last event's refinement did, layer by layer.
 
     Example:
         >>> import torch, auxin
@@ -73,6 +75,7 @@ class Grower:
         self.cap = parse_cap(until) if until else None
         self.allow_inexact, self.carry_state = allow_inexact, carry_state
         self.refine = refine
+        self.refinement: Refinement | None = None
         self.graph: Graph = trace(model, example_inputs)
         self.history = History()
 
@@ -130,19 +133,23 @@ class Grower:
         """
         if self.budget is None:
             raise ConfigError("The Grower has no budget; pass for example budget=auxin.ratio(0.35).")
-        units = self.budget.allocate(self.graph)
-        if self.cap is not None:
-            units = self.cap.clip(self.graph, units)
-        if not units:
+        allocated = decide(self.budget, self.graph, self.cap)
+        if not allocated.units:
             return None
         generator = self._generator()
         plan = self.method.propose(
-            self.model, self.graph, Allocated(units), generator=generator, batches=loader, loss_fn=loss_fn
+            self.model, self.graph, allocated, generator=generator, batches=loader, loss_fn=loss_fn
         )
-        return self.apply(plan, epoch=epoch, reason=reason)
+        return self.apply(plan, epoch=epoch, reason=reason, loader=loader)
 
     def apply(
-        self, plan: GrowthPlan, *, epoch: int | None = None, reason: str = "", batches: Iterable[Any] | None = None
+        self,
+        plan: GrowthPlan,
+        *,
+        epoch: int | None = None,
+        reason: str = "",
+        batches: Iterable[Any] | None = None,
+        loader: Iterable[Any] | None = None,
     ) -> Event:
         """Carry out any plan on the model and everything that follows it, and record the event.
 
@@ -151,10 +158,18 @@ class Grower:
             epoch: Recorded in the event.
             reason: Recorded in the event.
             batches: Model inputs for calibrating inserted norms; the example inputs if None.
+            loader: Training batches for re-estimating norms after a refinement, if there are no ``batches``.
 
         Returns:
             The event.
+
+        Raises:
+            ConfigError: If the refinement re-estimates batch norms and there is nothing to do it on.
         """
+        batches = None if batches is None else list(batches)
+        blind = batches is None and loader is None
+        if blind and self.refine is not None and self.refine.reestimate_norms and batch_norms(self.model):
+            raise ConfigError("The refinement re-estimates batch norms: give step a loader, or reestimate_norms=0.")
         event = apply(
             plan,
             self.model,
@@ -168,7 +183,17 @@ class Grower:
         )
         event = replace(event, epoch=epoch, reason=reason)
         self.history.append(event)
+        if self.refine is not None:
+            if batches is None and loader is not None:
+                batches = (model_inputs(batch, self.graph.example_inputs) for batch in loader)
+            event = self.history.events[-1] = self._refined(self.refine, event, plan, batches)
         return event
+
+    def _refined(self, how: Similarity, event: Event, plan: GrowthPlan, batches: Iterable[Any] | None) -> Event:
+        done = self.refinement = how.refine(self.model, graph=self.graph, event=event, plan=plan, batches=batches)
+        # The sentence holds no times, so that equal runs have equal histories but for their seconds.
+        seconds = event.seconds + done.seconds + done.norm_seconds
+        return replace(event, seconds=seconds, notes=(*event.notes, str(done), *done.notes))
 
     def _generator(self) -> torch.Generator:
         """Return the generator of the next event, which depends only on the seed and the number of events."""

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
 from auxin.graph import Graph
 from auxin.graph.axes import gather_index, spread
 from auxin.graph.capture import clone_tensors, normalise_inputs, unwrap
 from auxin.statistics.batches import Batch, precision
-from auxin.statistics.units import Units, dim_of
+from auxin.statistics.units import Units, dim_of, new_units
 from auxin.surgery import apply
 from auxin.surgery.optimizer import regather
+from auxin.surgery.widen import outgoing_scale
 from auxin.types import GrowthPlan, LossFn, Slot, Widen
 
 
@@ -23,8 +26,7 @@ class Shadow:
     """A copy of a model in full precision, grown by surgery itself, so that anything that can grow can be tried.
 
     Nothing of the user's model is touched. New entries are given in the plan's coordinates, as ``Widen.values`` are:
-    the parameter's old shape with one dimension replaced by the new entries; where two groups grow at once, new rows
-    read new columns with zero weight.
+    the parameter's old shape with one dimension replaced by the new entries.
 
     Args:
         model: The model, only read.
@@ -39,19 +41,19 @@ class Shadow:
     def __init__(self, model: nn.Module, graph: Graph, operations: Sequence[Widen]) -> None:
         model = unwrap(model)
         self.old = graph
+        self.operations = {op.group: op for op in operations}
         self.by = {op.group: op.by for op in operations}
         self.model = copy.deepcopy(model)
-        self.dtype = precision(next(model.parameters()).dtype)
-        for tensor in [*self.model.parameters(), *self.model.buffers()]:
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(self.dtype)
-            tensor.grad = None
+        self.model.zero_grad(set_to_none=True)
+        self.dtype = precision(model)
+        self.model.to(self.dtype)
         self.graph = copy.deepcopy(graph)
         self.graph.example_inputs = _cast(self.graph.example_inputs, self.dtype)
         apply(GrowthPlan("shadow", tuple(operations), preserves=False), self.model, self.graph, allow_inexact=True)
         self.model.requires_grad_(False).eval()
         self.parameters = {name: p.detach() for name, p in self.model.named_parameters()}
         self.device = next(self.model.parameters()).device
+        self._maps: dict[tuple[str, str, bool], tuple[dict[int, Tensor], list[Tensor]]] = {}
 
     def loss(self, parameters: Mapping[str, Tensor], batch: Batch, loss_fn: LossFn) -> Tensor:
         """Return the loss of one batch with some of the copy's parameters replaced; buffers stay as they are."""
@@ -74,7 +76,7 @@ class Shadow:
         mine = gather_index(axis, others)
         return mine[~torch.isin(mine, kept)]
 
-    def units(self, group: str, slots: Sequence[Slot], chosen: range | None = None) -> Units:
+    def units(self, group: str, slots: Sequence[Slot], chosen: Sequence[int] | None = None) -> Units:
         """Return where the new units lie in tensors of new entries.
 
         Args:
@@ -85,22 +87,13 @@ class Shadow:
         Returns:
             Places in tensors of new entries, one row for each chosen unit.
         """
-        chosen = range(self.by[group]) if chosen is None else chosen
-        leaf = self.graph.atom(group)
-        places, shapes = {}, {}
-        for slot in slots:
-            new = self.positions(group, slot)
-            axis = self.graph.axes[slot.parameter][slot.dim]
-            unit_of = spread(axis, {leaf: torch.arange(leaf.size, dtype=torch.float64)}, torch.mul)[new]
-            rows = [(unit_of == self.old[group].size + j).nonzero().flatten() for j in chosen]
-            shape = [axis.size for axis in self.old.axes[slot.parameter]]
-            shape[slot.dim] = len(new)
-            key = f"{slot.parameter}:{slot.dim}"
-            places[key], shapes[key] = torch.stack(rows), tuple(shape)
-        return Units(places, shapes)
+        return new_units(self.old, group, slots, self.by[group], chosen)
 
     def place(self, group: str, key: str, entries: Tensor) -> Tensor:
-        """Return a tensor of the grown parameter's shape with new entries in place and zeros elsewhere.
+        """Return a tensor of the grown parameter's shape with a group's new entries in place and zeros elsewhere.
+
+        Along the other dimensions the entries follow what grew there, as surgery makes them: a copied unit has its
+        parent's entries (a consumer's are shared out), a fresh one none.
 
         Args:
             group: Name of the group.
@@ -110,28 +103,50 @@ class Shadow:
         Returns:
             The tensor.
         """
+        return self._placed(group, key, entries, new=True)
+
+    def place_old(self, group: str, key: str, tensor: Tensor) -> Tensor:
+        """Return the same for changes of a group's old entries, given as a tensor of the parameter's old shape."""
+        return self._placed(group, key, tensor, new=False)
+
+    def _placed(self, group: str, key: str, entries: Tensor, new: bool) -> Tensor:
+        if (group, key, new) not in self._maps:
+            self._maps[group, key, new] = self._index_maps(group, key, new)
+        maps, scales = self._maps[group, key, new]
+        result = regather(entries, maps)
+        for scale in scales:
+            result = result * scale
+        return result
+
+    def _index_maps(self, group: str, key: str, new: bool) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """Return, for each dimension that grew, the entry each index takes (-1: none), and factors on consumers."""
         name, dim = key.rpartition(":")[0], dim_of(key)
-        new = self.positions(group, Slot(name, dim, "raw"))
-        return regather(entries, self._maps(name, dim, new))
-
-    def place_old(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor of the grown parameter's shape with old entries in place and zeros elsewhere."""
-        return regather(tensor, self._maps(name, None, None))
-
-    def _maps(self, name: str, dim: int | None, new: Tensor | None) -> dict[int, Tensor]:
-        maps = {}
-        for d, axis in enumerate(self.graph.axes[name]):
-            if d == dim and new is not None:
-                kept = new
-            else:
+        maps, scales = dict[int, Tensor](), list[Tensor]()
+        axes = zip(self.graph.axes[name], self.old.axes[name], strict=True)
+        for d, (axis, before) in enumerate(axes):
+            if d == dim:
                 kept = gather_index(axis, {self.graph.atom(g): torch.arange(self.old[g].size) for g in self.by})
-            if d == dim or len(kept) < axis.size:
+                kept = self.positions(group, Slot(name, dim, "raw")) if new else kept
                 maps[d] = torch.full((axis.size,), -1).index_copy(0, kept, torch.arange(len(kept)))
-        return maps
+                continue
+            sources = {
+                self.old.atom(g): torch.cat([torch.arange(self.old[g].size), torch.tensor(op.parents or (-1,) * op.by)])
+                for g, op in self.operations.items()
+            }
+            index = gather_index(before, sources)
+            if len(index) > before.size:
+                maps[d] = index
+            shared = {
+                self.graph.atom(g): outgoing_scale(self.old.atom(g), op)
+                for g, op in self.operations.items()
+                if op.parents
+                and any(s.parameter == name and s.dim == d and s.role == "consumer" for s in self.old[g].slots)
+            }
+            if shared:
+                shape = [-1 if i == d else 1 for i in range(len(self.graph.axes[name]))]
+                scales.append(spread(axis, shared, torch.mul).to(self.device, self.dtype).view(shape))
+        return maps, scales
 
 
-def _cast(inputs: object, dtype: torch.dtype) -> object:
-    def convert(x: object) -> object:
-        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
-
-    return torch.utils._pytree.tree_map(convert, inputs)
+def _cast(inputs: Any, dtype: torch.dtype) -> Any:
+    return pytree.tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)

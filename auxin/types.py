@@ -98,6 +98,9 @@ class Widen:
             (0; 1 for scale and variance; the mean of the old entries for raw).
         shares: Fraction of a parent's outgoing weight that each new copy takes; the parent keeps the rest.
             None divides equally among the parent and its copies (Net2Net).
+        offsets: Half the difference between a parent and its copy in a slot, keyed and shaped as ``values``: added to
+            the parent's entries, subtracted from the copy's (a split: θ + δ and θ - δ). Entries of fresh units are
+            ignored. With offsets, ``values`` concern fresh units only.
     """
 
     group: str
@@ -105,6 +108,7 @@ class Widen:
     parents: tuple[int, ...] = ()
     values: Mapping[str, Tensor] = field(default_factory=dict)
     shares: tuple[float, ...] | None = None
+    offsets: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

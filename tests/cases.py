@@ -2,7 +2,7 @@
 
 Every width of a net has its own small size, so that the brute-force oracle of ``tests/graph/test_oracle.py`` cannot
 take one axis for another. Nothing here knows auxin: ``growable`` and ``frozen`` say, by parameter axis, what a person
-reading the net would expect of any graph.
+reading the net would expect of any graph. The file is long because it is a table, read in one place.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             is_norm = "Norm" in type(owner).__name__
             if is_norm and name.endswith("weight"):
                 parameter.copy_(1 + 0.25 * normal(parameter, 1).clamp(-2, 2))
+            elif is_norm:  # shifted up, so that no unit is dead behind a ReLU
+                parameter.copy_(0.5 + normal(parameter, 0.4))
             elif parameter.dim() < 2:
                 parameter.copy_(normal(parameter, 0.4))
             elif isinstance(owner, nn.Embedding):
@@ -158,7 +160,12 @@ class Pooled(nn.Module):
 def plain() -> nn.Module:
     return Pooled(
         nn.Sequential(
-            nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2), *conv_bn(5, 7), nn.Dropout(0.1)
+            nn.Conv2d(3, 5, 3, padding=1),
+            nn.BatchNorm2d(5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            *conv_bn(5, 7),
+            nn.Dropout(0.1),
         ),
         7,
     )
@@ -275,9 +282,7 @@ class ShuffleUnit(nn.Module):
 
 
 def channel_shuffle() -> nn.Module:
-    trunk = nn.Sequential(
-        *conv_bn(3, 10, groups=1), nn.ChannelShuffle(2), *conv_bn(10, 14, groups=2), *conv_bn(14, 6, 1)
-    )
+    trunk = nn.Sequential(*conv_bn(3, 12), nn.ChannelShuffle(2), *conv_bn(12, 14, groups=2), *conv_bn(14, 6, 1))
     return Pooled(trunk, 6)
 
 
@@ -384,7 +389,14 @@ def conv3d() -> nn.Module:
 
 def mlp_layer_norm() -> nn.Module:
     return nn.Sequential(
-        nn.Linear(6, 10), nn.GELU(), nn.LayerNorm(10), nn.Linear(10, 7), nn.Tanh(), nn.Linear(7, 5), nn.GELU(), nn.Linear(5, 4)
+        nn.Linear(6, 10),
+        nn.GELU(),
+        nn.LayerNorm(10),
+        nn.Linear(10, 7),
+        nn.Tanh(),
+        nn.Linear(7, 5),
+        nn.GELU(),
+        nn.Linear(5, 4),
     )
 
 
@@ -691,7 +703,9 @@ def hf_bert() -> nn.Module:
 
 
 def hf_gpt2() -> nn.Module:
-    config = transformers.GPT2Config(vocab_size=17, n_positions=9, n_embd=12, n_layer=2, n_head=3, n_inner=10, use_cache=False)
+    config = transformers.GPT2Config(
+        vocab_size=17, n_positions=9, n_embd=12, n_layer=2, n_head=3, n_inner=10, use_cache=False
+    )
     return Logits(transformers.GPT2LMHeadModel(config), "logits")
 
 
@@ -700,7 +714,7 @@ def hf_llama() -> nn.Module:
         vocab_size=17,
         hidden_size=18,
         intermediate_size=10,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=6,
         num_key_value_heads=3,
         head_dim=4,
@@ -756,7 +770,9 @@ _ALL = (
         (("head.weight", 0),),
         (5, 7),
     ),
-    Case("glu", Gated, IMAGE, (("conv.weight", 0), ("up.weight", 0), ("down.weight", 0)), (("out.weight", 0),), (5, 6, 7)),
+    Case(
+        "glu", Gated, IMAGE, (("conv.weight", 0), ("up.weight", 0), ("down.weight", 0)), (("out.weight", 0),), (5, 6, 7)
+    ),
     Case(
         "shuffle_unit",
         lambda: Pooled(ShuffleUnit(), 6),
@@ -773,9 +789,9 @@ _ALL = (
         IMAGE,
         (("trunk.0.weight", 0), ("trunk.4.weight", 0), ("trunk.7.weight", 0)),
         (("head.weight", 0),),
-        (5, 6, 7),
+        (3, 6, 7),
         shape_tied=(("trunk.0.weight", 0), ("trunk.4.weight", 0)),
-        notes="two groups of equal size",
+        notes="two groups of equal size; the shuffle deals the twelve channels out in runs of three",
     ),
     Case("pixel_shuffle", pixel_shuffle, IMAGE, (("0.weight", 0), ("2.weight", 0)), (("5.weight", 0),), (5, 7)),
     Case(
@@ -830,9 +846,21 @@ _ALL = (
         (("out.weight", 0),),
         (5, 6, 7, 8),
     ),
-    Case("conv1d", conv1d, noise((2, 3, 12)), (("trunk.0.weight", 0), ("trunk.3.weight", 0)), (("head.weight", 0),), (5, 7)),
     Case(
-        "conv3d", conv3d, noise((2, 2, 5, 5, 5)), (("trunk.0.weight", 0), ("trunk.3.weight", 0)), (("head.weight", 0),), (5, 7)
+        "conv1d",
+        conv1d,
+        noise((2, 3, 12)),
+        (("trunk.0.weight", 0), ("trunk.3.weight", 0)),
+        (("head.weight", 0),),
+        (5, 7),
+    ),
+    Case(
+        "conv3d",
+        conv3d,
+        noise((2, 2, 5, 5, 5)),
+        (("trunk.0.weight", 0), ("trunk.3.weight", 0)),
+        (("head.weight", 0),),
+        (5, 7),
     ),
     Case(
         "mlp_layer_norm",
@@ -999,6 +1027,7 @@ _ALL = (
         ),
         (("model.classifier.weight", 0),),
         (3, 10),
+        shape_tied=tuple((f"model.vit.layers.{k}.attention.k_proj.weight", 0) for k in range(2)),
         needs="transformers",
     ),
     Case(
@@ -1013,6 +1042,7 @@ _ALL = (
         ),
         (("model.encoder.layer.1.output.dense.weight", 0),),
         (3, 10),
+        shape_tied=tuple((f"model.encoder.layer.{k}.attention.self.key.weight", 0) for k in range(2)),
         needs="transformers",
     ),
     Case(
@@ -1035,9 +1065,9 @@ _ALL = (
         tokens(17, (2, 5), "input_ids"),
         (
             ("model.model.layers.0.mlp.gate_proj.weight", 0),
-            ("model.model.layers.1.mlp.down_proj.weight", 1),
+            ("model.model.layers.0.mlp.down_proj.weight", 1),
             ("model.model.layers.0.self_attn.k_proj.weight", 0),
-            ("model.model.layers.1.self_attn.o_proj.weight", 1),
+            ("model.model.layers.0.self_attn.o_proj.weight", 1),
         ),
         (("model.lm_head.weight", 0), ("model.model.embed_tokens.weight", 0)),
         (3, 10),

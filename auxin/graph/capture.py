@@ -98,6 +98,12 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
     return program.graph_module, bound, dict(program.constants)
 
 
+def source_code(node: torch.fx.Node) -> str:
+    """Return the source lines that led to a node, outermost first, without file names and line numbers."""
+    lines = (node.meta.get("stack_trace") or "").strip().split("\n")
+    return "\n".join(line.strip() for line in lines if not line.strip().startswith("File "))
+
+
 def source_line(node: torch.fx.Node) -> str:
     """Return the user's innermost source line of a node, as ``file:line: code``; empty if unknown."""
     lines = (node.meta.get("stack_trace") or "").strip().split("\n")

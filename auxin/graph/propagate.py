@@ -10,12 +10,13 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from typing import Literal as OneOf
 
 import torch
 from torch import Tensor, nn
 
 from auxin.graph.axes import Axis, MismatchError, atom, freeze, mark_inexact, product, unify
-from auxin.graph.capture import source_line
+from auxin.graph.capture import source_code, source_line
 from auxin.types import Role
 
 
@@ -65,6 +66,9 @@ class Attribute:
     axis: Axis
 
 
+LiteralKind = OneOf["size", "derived", "factor", "copies"]
+
+
 @dataclass(frozen=True)
 class Literal:
     """A size that the forward passes as a number.
@@ -75,7 +79,9 @@ class Literal:
         given: Whether the code gave the number, or left it open (-1).
         text: The source lines that led there, to see whether they name an attribute.
         firm: Whether only an attribute named in those lines may hold it.
-        copies: Where the axis counts copies of something: the operator, for saying why it is frozen.
+        where: The operator and its line.
+        kind: ``size`` of an axis as it is; ``factor`` that an axis is split into, or the one of them that the code may
+            derive from the others; or number of ``copies``.
     """
 
     module: str
@@ -83,7 +89,8 @@ class Literal:
     given: bool
     text: str
     firm: bool
-    copies: str | None = None
+    where: str
+    kind: LiteralKind
 
 
 @dataclass
@@ -178,13 +185,11 @@ class Propagator:
             else:
                 self.trace.attributes.extend(Attribute(path, name, i, axis) for i, axis in enumerate(linked))
 
-    def literal(self, size: Any, axis: Axis, firm: bool = False, copies: bool = False) -> None:
+    def literal(self, size: Any, axis: Axis, kind: LiteralKind = "size", firm: bool = False) -> None:
         """Note that the code passes an axis' size as a number, which an attribute of its module may hold."""
         if isinstance(size, int) and size in (-1, axis.size):
-            text = self.node.meta.get("stack_trace") or ""
-            self.trace.literals.append(
-                Literal(self.owner()[0], axis, size != -1, text, firm, self.where() if copies else None)
-            )
+            given = Literal(self.owner()[0], axis, size != -1, source_code(self.node), firm, self.where(), kind)
+            self.trace.literals.append(given)
 
     def where(self) -> str:
         """Name the current operator and its source line."""

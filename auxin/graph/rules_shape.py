@@ -58,8 +58,9 @@ def _reshape_run(p: Propagator, axes: Sequence[Axis], sizes: Sequence[int], give
     new = [_new_axis(p, n) for n in sizes]
     if axes:
         p.unify(product(*axes), product(*new))
-    for size, axis in zip(given, new, strict=True):
-        p.literal(size, axis)
+    # One factor follows from the others and the whole: the open one, else (as in ``c // groups``) usually the last.
+    for i, (size, axis) in enumerate(zip(given, new, strict=True)):
+        p.literal(size, axis, kind="derived" if -1 not in given and i == len(new) - 1 else "factor")
     return new
 
 
@@ -197,7 +198,7 @@ def expand(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Value:
         if old is not None:
             p.freeze(old, "stretches it from size one")
         new = p.fresh(size)
-        p.literal(size if given[d] == -1 else given[d], new, copies=True)
+        p.literal(size if given[d] == -1 else given[d], new, kind="copies")
         axes.append(new)
         order.append(None)
     return x.with_axes(order, axes, x.layout if not missing else None)
@@ -215,7 +216,7 @@ def repeat(p: Propagator, x: Value, repeats: Sequence[int]) -> Value:
             axes.append(old)
             continue
         copies = p.fresh(n, None if n > 1 else "an inserted axis of size one")
-        p.literal(n, copies, copies=True)
+        p.literal(n, copies, kind="copies")
         axes.append(copies if old is None or old.size == 1 else product(copies, old))
         if old is not None and old.size == 1:
             p.freeze(old, "repeats it from size one")
@@ -228,7 +229,7 @@ def repeat_interleave(p: Propagator, x: Value, repeats: Any, dim: Any = None, **
     if not isinstance(repeats, int) or dim is None:
         return p._unknown((x, repeats), kwargs)
     copies = p.fresh(repeats, None if repeats > 1 else "an inserted axis of size one")
-    p.literal(repeats, copies, copies=True)
+    p.literal(repeats, copies, kind="copies")
     axes = list(x.axes)
     axes[dim] = product(axes[dim], copies)
     return x.with_axes(range(len(axes)), axes)

@@ -139,7 +139,10 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
         if _is_gpt_conv(module):
             continue
         names = _size_attributes(module, literal.axis.size)
+        if literal.kind == "copies":  # a number of copies is no dimension, though it may equal one
+            names = [name for name in names if "dim" not in name]
         named = [name for name in names if re.search(rf"\b{name}\b", literal.text)]
+        named = named or _attributes_in(module, literal.axis.size, literal.text)
         for name in named:
             link(literal, name, named=True)
         if names and not named and not literal.firm:
@@ -154,8 +157,17 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
     held = [resolve(a.axis) for a in found.attributes]
     for literal in found.literals:
         axis = resolve(literal.axis)
-        if literal.copies and not is_frozen(axis) and axis not in held and _inside_product(axis, found):
-            freeze(axis, f"{literal.copies} makes a fixed number of copies")
+        if literal.kind == "size" or is_frozen(axis) or axis in held or not _inside_product(axis, found):
+            continue
+        if literal.kind == "copies":
+            freeze(axis, f"{literal.where} makes a fixed number of copies")
+        elif literal.given and (literal.kind == "factor" or _is_written_out(axis.size, literal.text)):
+            freeze(axis, f"{literal.where} passes its size, {axis.size}, as a number that no attribute holds")
+
+
+def _is_written_out(number: int, text: str) -> bool:
+    """Return whether source code has a number in it."""
+    return bool(re.search(rf"(?<![\w.]){number}(?![\w.])", text))
 
 
 def _inside_product(axis: Axis, found: Trace) -> bool:
@@ -166,6 +178,15 @@ def _inside_product(axis: Axis, found: Trace) -> bool:
         for value in found.parameters.values()
         for whole in value.axes
     )
+
+
+def _attributes_in(module: nn.Module, size: int, text: str) -> list[str]:
+    """Return the integer attributes of this size that source code reads from self, whatever they are called."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if type(value) is int and value == size and re.search(rf"\bself\.{name}\b", text)
+    ]
 
 
 def _size_attributes(module: nn.Module, size: int) -> list[str]:

@@ -9,7 +9,7 @@ Reference:
 
 from auxin.similarity.layers import Layer, find_layers
 from auxin.similarity.loss import loss
-from auxin.similarity.norms import reestimate_norms
+from auxin.similarity.norms import batch_norms, model_inputs, reestimate_norms
 from auxin.similarity.record import LayerChange, Refinement
 from auxin.similarity.refine import Similarity, refine
 from auxin.similarity.terms import cosine_map, mean_similarity, weight_change
@@ -19,10 +19,12 @@ __all__ = [
     "LayerChange",
     "Refinement",
     "Similarity",
+    "batch_norms",
     "cosine_map",
     "find_layers",
     "loss",
     "mean_similarity",
+    "model_inputs",
     "reestimate_norms",
     "refine",
     "weight_change",

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from auxin.errors import ConfigError
-from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs, unwrap
+from auxin.graph.capture import evaluation, normalise_inputs, unwrap
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """Return the batch norms with running statistics; in a model that is training, without those the user froze."""
     found = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     return [m for m in found if m.training] if model.training else found
+
+
+def model_inputs(batch: Any, example: Any) -> Any:
+    """Return what the model is given of a training batch, by the form of its example inputs.
+
+    Args:
+        batch: What a data loader yields: a tensor, a sequence that begins with the forward's arguments (labels and the
+            like may follow), or a dict that holds its keyword arguments.
+        example: The graph's example inputs.
+
+    Returns:
+        Inputs of the example's form.
+    """
+    if isinstance(example, Mapping) and isinstance(batch, Mapping):
+        return {key: batch[key] for key in example if key in batch}
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch[: len(example)]) if isinstance(example, (tuple, list)) else batch[0]
+    return batch
 
 
 @torch.no_grad()
@@ -44,8 +63,11 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Any], num_batches: int)
         return 0
     with evaluation(model), _averaging(norms):
         used = 0
+        device = next(model.parameters()).device
         for batch in islice(batches, num_batches):
-            args, kwargs = clone_tensors(normalise_inputs(batch))
+            args, kwargs = pytree.tree_map(
+                lambda x: x.to(device) if isinstance(x, Tensor) else x, normalise_inputs(batch)
+            )
             model(*args, **kwargs)
             used += 1
         if not used:

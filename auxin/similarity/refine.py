@@ -38,7 +38,7 @@ class Similarity:
         mean_similarity: Factor of μ; true is 1, false or 0 turns the term off.
         weight_change: Factor of ω; true is 1, false or 0 turns the term off.
         literal: Take Eq. 4 by the paper's letters, which is unbounded below.
-        lr: Step size. Relative steps turn a neuron by about 2·lr/sqrt(n) at most where a layer has n neurons.
+        lr: Step size. A relative step turns a neuron by about 2·lr/sqrt(n) in a layer of n nearly orthogonal neurons.
         relative: Scale each neuron's step by n·|w|², so that it does not depend on the scale of the weights and hardly
             on the width; false is SGD on the weights as they are.
         neurons: "new" moves only the neurons an event added, "new_and_parents" those they were copied from too,
@@ -59,7 +59,7 @@ class Similarity:
     mean_similarity: float = 1.0
     weight_change: float = 0.0
     literal: bool = False
-    lr: float = 0.1
+    lr: float = 0.03
     relative: bool = True
     neurons: Literal["new", "new_and_parents", "all"] = "new"
     layers: tuple[str, ...] | None = None
@@ -73,7 +73,8 @@ class Similarity:
             object.__setattr__(self, "layers", (given,) if isinstance(given, str) else tuple(given))
         for name in ("mean_similarity", "weight_change"):
             object.__setattr__(self, name, float(getattr(self, name)))
-        _require(self.iterations >= 0, f"similarity.iterations is {self.iterations}: give 0 or more.")
+        whole = type(self.iterations) is int and self.iterations >= 0
+        _require(whole, f"similarity.iterations is {self.iterations}: give a whole number, 0 or more.")
         _require(self.lr >= 0, f"similarity.lr is {self.lr}: give 0 or more.")
         _require(self.mean_similarity >= 0, f"similarity.mean_similarity is {self.mean_similarity}: give 0 or more.")
         _require(self.weight_change >= 0, f"similarity.weight_change is {self.weight_change}: give 0 or more.")
@@ -193,14 +194,14 @@ def _move(layers: Sequence[Layer], free: Sequence[Tensor], similarity: Similarit
         start = torch.cat([layers[i].matrices().detach() for i in indices])
         mask = torch.cat([free[i] for i in indices])
         end = descend(start, mask, similarity)
-        if not bool(torch.isfinite(end).all()):
+        measured = _measure(start, end, mask)
+        if not bool(torch.isfinite(end).all() & torch.isfinite(measured).all()):
             raise ConfigError(
-                f"A similarity.lr of {similarity.lr:g} makes weights infinite; the model is as it was: lower it, or "
-                "turn literal off."
+                f"A similarity.lr of {similarity.lr:g} makes weights infinite and the model is as it was: lower it, "
+                "or turn literal off."
             )
         sizes = [layers[i].groups for i in indices]
-        measured = _measure(start, end, mask).split(sizes)
-        for i, matrices, values in zip(indices, end.split(sizes), measured, strict=True):
+        for i, matrices, values in zip(indices, end.split(sizes), measured.split(sizes), strict=True):
             mu, mu_after, new, new_after, change, moved = values.mean(0).tolist()
             some = bool(free[i].any())
             line = LayerChange(

@@ -30,6 +30,14 @@ class Batch:
     inputs: Any
     target: Any
 
+    def halves(self) -> list[Batch]:
+        """Return the two halves of the batch, or the batch alone where inputs and target are not plain tensors."""
+        x, y = self.inputs, self.target
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor) or y.ndim == 0 or len(x) != len(y) or len(x) < 2:
+            return [self]
+        middle = len(x) // 2
+        return [Batch(x[:middle], y[:middle]), Batch(x[middle:], y[middle:])]
+
 
 def take_batches(
     model: nn.Module, batches: Iterable[Any] | None, loss_fn: LossFn | None, number: int, method: str
@@ -70,7 +78,7 @@ def _as_batch(item: Any, model: nn.Module, method: str) -> Batch:
     else:
         raise ConfigError(f"The {method} method needs batches that are pairs (inputs, target) or dicts.")
     parameter = next(model.parameters())
-    precise = precision(parameter.dtype)
+    precise = precision(model)
 
     def move(x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -80,9 +88,9 @@ def _as_batch(item: Any, model: nn.Module, method: str) -> Batch:
     return Batch(pytree.tree_map(move, inputs), pytree.tree_map(move, target))
 
 
-def precision(dtype: torch.dtype) -> torch.dtype:
-    """Return the type statistics are computed in: float64 stays, everything shorter than float32 becomes float32."""
-    return dtype if dtype in (torch.float32, torch.float64) or not dtype.is_floating_point else torch.float32
+def precision(model: nn.Module) -> torch.dtype:
+    """Return the type statistics are computed in: float64 if the model has any, else float32."""
+    return torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else torch.float32
 
 
 @contextmanager

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from auxin.graph import Graph
+from auxin.graph.axes import gather_index, spread
+from auxin.types import Slot
+
 
 @dataclass(frozen=True)
 class Units:
@@ -72,6 +76,46 @@ class Units:
         return result
 
 
+def new_units(graph: Graph, group: str, slots: Sequence[Slot], by: int, chosen: Sequence[int] | None = None) -> Units:
+    """Return where new units would lie in tensors of new entries, as ``Widen.values`` holds them.
+
+    Args:
+        graph: The graph before growth.
+        group: Name of the group.
+        slots: Slots of the group.
+        by: Number of new units.
+        chosen: Which of them, by their number; all if None.
+
+    Returns:
+        Places, one row for each chosen unit.
+    """
+    leaf = graph.atom(group)
+    sources = torch.cat([torch.arange(leaf.size), torch.full((by,), -1)])
+    places, shapes = {}, {}
+    for slot in slots:
+        axis = graph.axes[slot.parameter][slot.dim]
+        new = gather_index(axis, {leaf: sources}) < 0
+        unit_of = spread(axis, {leaf: torch.arange(leaf.size + by)}, torch.mul)[new] - leaf.size
+        shape = [axis.size for axis in graph.axes[slot.parameter]]
+        shape[slot.dim] = len(unit_of)
+        key = f"{slot.parameter}:{slot.dim}"
+        rows = [(unit_of == j).nonzero().flatten() for j in (range(by) if chosen is None else chosen)]
+        places[key] = torch.stack(rows) if rows else torch.zeros(0, 0, dtype=torch.int64)
+        shapes[key] = tuple(shape)
+    return Units(places, shapes)
+
+
+def old_units(graph: Graph, group: str, slots: Sequence[Slot]) -> Units:
+    """Return where the units of a group lie in its parameters."""
+    places, shapes = {}, {}
+    for slot in slots:
+        key = f"{slot.parameter}:{slot.dim}"
+        positions = [graph.positions(group, slot, unit) for unit in range(graph[group].size)]
+        places[key] = torch.tensor(positions, dtype=torch.int64).view(len(positions), -1)
+        shapes[key] = tuple(axis.size for axis in graph.axes[slot.parameter])
+    return Units(places, shapes)
+
+
 def dim_of(key: str) -> int:
     """Return the dimension of a slot key ``"parameter:dim"``."""
     return int(key.rpartition(":")[2])
@@ -100,8 +144,3 @@ def columns_orthonormal(vectors: Tensor, spare: Tensor) -> Tensor:
     # A sign matters: to a ReLU, w and -w are different neurons.
     sign = torch.where(torch.diagonal(r) < 0, -1.0, 1.0).to(q)
     return torch.cat([(q * sign).T, vectors[count:]])
-
-
-def stack_positions(positions: Sequence[Sequence[int]]) -> Tensor:
-    """Return the index lists of several units as one int64 tensor of shape (units, r)."""
-    return torch.tensor([list(unit) for unit in positions], dtype=torch.int64).view(len(positions), -1)

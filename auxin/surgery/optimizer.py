@@ -23,7 +23,7 @@ def regather(tensor: Tensor, indices: Mapping[int, Tensor], fill: float | Tensor
     Returns:
         A new tensor; entries with a source are bit-equal to it.
     """
-    result = tensor
+    result = tensor.to_dense() if tensor.is_sparse else tensor
     new = torch.zeros((), dtype=torch.bool, device=tensor.device)
     for dim, index in indices.items():
         index = index.to(tensor.device)

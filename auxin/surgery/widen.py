@@ -40,6 +40,10 @@ class Lift:
             values = values * self.scale[name, d].to(values).view(shape)
         return values
 
+    def copy(self) -> Lift:
+        """Return a copy that can go on by itself."""
+        return Lift(dict(self.index), dict(self.scale))
+
     def note(self, name: str, dim: int, copied: Tensor, scale: Tensor) -> None:
         """Record one more change of a dimension."""
         key = (name, dim)
@@ -172,13 +176,23 @@ def _offset(result: Tensor, dim: int, given: Tensor, op: Widen, copied: Tensor, 
     return result.index_add(dim, new.to(result.device), given, alpha=-1)
 
 
-def _own_entries(
-    given: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, new: Tensor, lift: Lift
-) -> Tensor:
+def _own_entries(given: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, new: Tensor, lift: Lift) -> Tensor:
     """Bring new entries to an axis of which another factor has grown since the plan was made (groups times channels).
 
     New indices that meet a copied unit of the other factor copy its entry, at its scale; those that meet a fresh one
     are zero.
+
+    Args:
+        given: New entries along the axis as it was when the plan was made.
+        axis: The axis now.
+        leaf: The atom that grows.
+        slot: Which axis it is.
+        op: The widening.
+        new: Indices of the new entries now.
+        lift: Earlier changes of the same plan.
+
+    Returns:
+        New entries along the axis as it is now.
     """
     before = lift.index.get((slot.parameter, slot.dim))
     if before is None or given.shape[slot.dim] == len(new):
@@ -188,7 +202,8 @@ def _own_entries(
     unit = spread(axis, {leaf: torch.arange(leaf.size + op.by)}, torch.mul)[new].tolist()
     numbers: dict[tuple[float, int], int] = {}
     # New units follow old ones within their segment, so the first of several equal entries is the plan's own.
-    index = [-1 if old < 0 else numbers.setdefault((u, old), len(numbers)) for u, old in zip(unit, before[twin].tolist())]
+    pairs = zip(unit, before[twin].tolist(), strict=True)
+    index = [-1 if old < 0 else numbers.setdefault((u, old), len(numbers)) for u, old in pairs]
     if len(numbers) != given.shape[slot.dim]:
         return given
     shape = [1] * given.ndim
@@ -215,7 +230,7 @@ def widen_model(
     Returns:
         New shapes by tensor name, and new attribute values by ``module:name``.
     """
-    leaf = graph.atom(op.group)
+    leaf, earlier = graph.atom(op.group), lift.copy()
     slots: dict[str, list[Slot]] = {}
     for slot in graph[op.group].slots:
         slots.setdefault(slot.parameter, []).append(slot)
@@ -238,7 +253,7 @@ def widen_model(
         for copy in copies:
             theirs = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
             for name, mine in slots.items():
-                new, indices = _resize_tensor(theirs[name], graph.axes[name], leaf, mine, op, Lift())
+                new, indices = _resize_tensor(theirs[name], graph.axes[name], leaf, mine, op, earlier.copy())
                 _replace(theirs[name], new, indices, change)
     old_size = leaf.size
     change.on_rollback(lambda: setattr(leaf, "size", old_size))

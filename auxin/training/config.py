@@ -17,6 +17,7 @@ import yaml
 
 from auxin.budgets import parse_number
 from auxin.errors import ConfigError
+from auxin.similarity import Similarity
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -187,6 +188,9 @@ class GrowthConfig:
         until: Final cap such as "params<=325k"; null has none.
         allow_inexact: Also grow groups whose growth changes the function.
         carry_state: Keep the optimizer's moments of old units across an event; false starts them anew.
+        similarity: Move neurons apart after each event, such as {iterations: 15}; null does not. Its settings are
+            iterations, mean_similarity, weight_change, literal, lr, relative, neurons (new, new_and_parents or all),
+            layers, depthwise, classifier and reestimate_norms (batches).
     """
 
     method: str | None = "net2net"
@@ -206,6 +210,7 @@ class GrowthConfig:
     until: str | None = None
     allow_inexact: bool = False
     carry_state: bool = True
+    similarity: Similarity | None = None
 
     def __post_init__(self) -> None:
         self.count = round(parse_number(str(self.count)))
@@ -320,6 +325,13 @@ def _sentence(message: str, parser: jsonargparse.ArgumentParser) -> str:
     # A parser's message spans lines and speaks of types; the nearest known name helps more.
     text = " ".join(message.split()).rstrip(".")
     text = re.sub(r'Parser key "([^"]+)":', r"setting \1:", text)
+    # A part that may be null is checked against every type it may have; what the other than null says is the mistake.
+    text = re.sub(
+        r"Does not validate against any of the Union subtypes.*? Errors: - (?:Problem with given class_path '[^']*': )?"
+        r"(.*?)\.? - Expected (?:a <class ')?NoneType.*",
+        r"\1",
+        text,
+    )
     text = re.sub(r"typing\.Literal\[([^\]]+)\]", r"value out of \1", text)
     text = re.sub(r"Expected a <class '(\w+)'>", r"Expected \1", text)
     text = text.replace("unrecognized arguments:", "there is no setting")

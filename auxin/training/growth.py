@@ -47,6 +47,7 @@ def make_grower(
         seed=seed,
         allow_inexact=config.allow_inexact,
         carry_state=config.carry_state,
+        refine=config.similarity,
     )
 
 

@@ -35,12 +35,13 @@ STEP = 0.1
 # Name, growth methods, settings (None: no refinement), whether to train one more epoch.
 ROWS: tuple[tuple[str, tuple[str, ...], dict[str, Any] | None, bool], ...] = (
     ("none", ("random", "net2net"), None, True),
-    ("new, lr 0.03", ("random", "net2net"), {"neurons": "new", "lr": 0.03}, False),
+    ("new, lr 0.03", ("random", "net2net"), {"neurons": "new", "lr": 0.03}, True),
     ("new, lr 0.1", ("random", "net2net"), {"neurons": "new", "lr": 0.1}, True),
     ("new, lr 0.3", ("random", "net2net"), {"neurons": "new", "lr": 0.3}, True),
     ("new and parents, lr 0.03", ("net2net",), {"neurons": "new_and_parents", "lr": 0.03}, False),
     ("new and parents, lr 0.1", ("net2net",), {"neurons": "new_and_parents", "lr": 0.1}, True),
     ("new and parents, lr 0.3", ("net2net",), {"neurons": "new_and_parents", "lr": 0.3}, False),
+    ("all, lr 0.01", ("random", "net2net"), {"neurons": "all", "lr": 0.01}, True),
     ("all, lr 0.03", ("random", "net2net"), {"neurons": "all", "lr": 0.03}, False),
     ("all, lr 0.1", ("random", "net2net"), {"neurons": "all", "lr": 0.1}, True),
     ("all, lr 0.3", ("random", "net2net"), {"neurons": "all", "lr": 0.3}, False),
@@ -126,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of CIFAR-10")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--screen", action="store_true", help="no further epoch after the event")
+    parser.add_argument("--only", nargs="*", help="names of rows to measure (again); the others stay in the results")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -137,6 +138,8 @@ def main() -> None:
     base = build("vgg16", width=16).to(memory_format=torch.channels_last)
     optimizer = optimizer_of(base)
     seconds = [train(base, optimizer, loader, epoch) for epoch in range(EPOCHS)]
+    path = options.out / f"seed-{options.seed}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if options.only and path.exists() else []
     report: dict[str, Any] = {
         "seed": options.seed,
         "epochs": EPOCHS,
@@ -146,7 +149,7 @@ def main() -> None:
         "defaults": asdict(auxin.Similarity()),
         "accuracy_before": accuracy(base, val),
         "epoch_seconds": seconds,
-        "rows": [],
+        "rows": [row for row in rows if row["row"] not in (options.only or ())],
         "date": time.strftime("%Y-%m-%d"),
         **commit(),
         "hardware": hardware(),
@@ -154,15 +157,17 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     for name, methods, settings, train_more in ROWS:
+        if options.only and name not in options.only:
+            continue
         for method in methods:
             parts = grown(base, optimizer.state_dict(), method, options.seed)
             row = {"row": name, "method": method, "settings": settings, **measure(settings, parts, loader, val)}
-            if train_more and not options.screen:
+            if train_more:
                 row["epoch_seconds"] = train(parts[0], parts[1], loader, EPOCHS)
                 row["accuracy_epoch"] = accuracy(parts[0], val)
                 row["mean_similarity_epoch"] = _mean_similarity(parts)
             report["rows"].append(row)
-            (options.out / f"seed-{options.seed}.json").write_text(json.dumps(report, indent=2) + "\n")
+            path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             print(method, name, {k: v for k, v in row.items() if k not in ("settings", "row", "method")}, flush=True)
 
 

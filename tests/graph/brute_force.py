@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tests.cases import Inputs, call, double
 
 # Above these counts of exchanges and of tensors, layouts that name every offset take too long to try.
-CROWD, LARGE = 400, 24
+CROWD, LARGE = 400, 32
 
 
 @dataclass(frozen=True, order=True)
@@ -52,8 +52,9 @@ class Layout:
 
     An axis of size outer · n · inner is read as that product. ``exact``: only axes of size n. ``inner``: inner is
     fixed, outer whatever remains (heads of one size; a fused qkv). ``outer``: outer is fixed (flatten; query heads that
-    share a key head). ``any``: every product at once (channel shuffle). ``offset``: also at every offset of a longer
-    axis (concatenation). The fewer exchanges a layout allows, the more generic the weights stay.
+    share a key head). ``else``: inner is fixed where it divides, else outer is 1 (a shuffle into groups). ``any``:
+    every product at once (channel shuffle). ``offset``: also at every offset of a longer axis (concatenation).
+    The fewer exchanges a layout allows, the more generic the weights stay.
     """
 
     kind: str
@@ -67,8 +68,9 @@ class Layout:
         divisors = [d for d in range(1, times + 1) if times % d == 0]
         if self.kind == "exact":
             return [1] if times == 1 else []
-        if self.kind == "inner":
-            return [self.value] if self.value in divisors else []
+        if self.kind in ("inner", "else"):
+            fallback = [times] if self.kind == "else" else []
+            return [self.value] if self.value in divisors else fallback
         if self.kind == "outer":
             return [times // self.value] if self.value in divisors else []
         return divisors
@@ -134,9 +136,9 @@ class BruteForce:
         sizes = {size for tensor in self.tensors.values() for size in tensor.shape}
         times = sorted({size // n for size in sizes if size % n == 0})
         inner = sorted({d for t in times for d in range(1, t + 1) if t % d == 0})
-        found = [Layout("exact"), *(Layout("inner", d) for d in inner), Layout("outer", 1)]
+        found = [Layout("exact"), *(Layout(kind, d) for d in inner for kind in ("inner", "else")), Layout("outer", 1)]
         if len(self.tensors) > LARGE:
-            return [layout for layout in found if len(self.candidates(n, layout)) <= CROWD]
+            return [x for x in found if x.kind != "else" and len(self.candidates(n, x)) <= CROWD]
         crowded = [Layout("any"), Layout("offset")]
         return found + [layout for layout in crowded if len(self.candidates(n, layout)) <= CROWD]
 

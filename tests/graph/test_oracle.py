@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -32,22 +33,30 @@ def setting(name: str) -> tuple[Case, BruteForce, Graph]:
     return case, net, auxin.trace(net.model, net.inputs)
 
 
-@functools.cache
-def discovered(name: str, n: int) -> tuple[tuple[frozenset[Exchange], ...], ...]:
+def discovered(name: str, n: int) -> Iterator[tuple[frozenset[Exchange], ...]]:
     """For each way that ``n`` units may lie along the axes, the minimal sets of exchanges that trial finds."""
-    _, net, _ = setting(name)
-    return tuple(tuple(net.discover(exchanges)) for exchanges in net.searches(n))
+    return (found(name, n, number) for number in range(len(searches(name, n))))
+
+
+@functools.cache
+def searches(name: str, n: int) -> list[list[Exchange]]:
+    return setting(name)[1].searches(n)
+
+
+@functools.cache
+def found(name: str, n: int, number: int) -> tuple[frozenset[Exchange], ...]:
+    return tuple(setting(name)[1].discover(searches(name, n)[number]))
 
 
 def claim(net: BruteForce, graph: Graph, group: WidthGroup, u: int, v: int) -> set[Exchange]:
     """The exchange of two units of a group, by the graph's slots and positions."""
-    found = set()
+    exchanges = set()
     for slot in group.slots:
         first, second = (graph.positions(group.name, slot, unit) for unit in (u, v))
         assert len(first) == len(second) > 0, f"{slot} holds no positions of a unit of {group.name}"
         name = net.canonical[slot.parameter]
-        found |= {Exchange(name, slot.dim, min(i, j), max(i, j)) for i, j in zip(first, second, strict=True)}
-    return found
+        exchanges |= {Exchange(name, slot.dim, min(i, j), max(i, j)) for i, j in zip(first, second, strict=True)}
+    return exchanges
 
 
 def open_groups(graph: Graph) -> list[WidthGroup]:
@@ -111,7 +120,7 @@ def test_groups_are_what_trial_finds(name: str) -> None:
             touching = [c for c in components if c & expected]
             if frozenset().union(*touching) == expected:
                 break
-            nearest = max(nearest, set().union(*touching), key=lambda found: len(found & expected))
+            nearest = max(nearest, set().union(*touching), key=lambda near: len(near & expected))
         else:
             pytest.fail(
                 f"{group.name}: the graph has, trial has not: {text(expected - nearest)}; "

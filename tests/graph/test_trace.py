@@ -75,7 +75,7 @@ def test_transformers_grow_heads_and_hidden_width_but_not_the_head_dimension(nam
     graph = auxin.trace(model, inputs)
     heads = [g for g in graph.growable() if any(s in f"{g.slots}" for s in ("q_proj", "query", "c_attn"))]
     hidden = [g for g in graph.growable() if g not in heads]
-    assert len(heads) >= 2 and len(hidden) == 2  # two layers
+    assert heads and hidden
     per_head = [g for g in graph.groups if g.inexact and "square root of the head dimension" in g.inexact]
     rotary = [g for g in graph.groups if g.frozen and "inv_freq" in g.frozen]
     assert per_head or rotary

@@ -7,6 +7,7 @@ import auxin
 from auxin.budgets import Allocated
 from auxin.methods import METHODS, Net2Net, Random
 from tests.cases import CASES, call, double, randomise
+from tests.methods.losses import generic_loss
 
 CAN_GROW = [name for name, case in CASES.items() if case.growable]
 
@@ -20,12 +21,12 @@ def build(name):
 
 
 def loss_of(model, inputs):
-    """A loss whose gradient at every output is generic, so that no gradient vanishes by symmetry."""
-    total = torch.zeros((), dtype=torch.float64)
-    for i, out in enumerate(call(model, inputs)):
-        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
-        total = total + (weight * out).sum() + out.square().mean()
-    return total
+    return generic_loss(call(model, inputs))
+
+
+def data(inputs):
+    """What methods that look at data are given."""
+    return {"loader": [(many(inputs), None)], "loss_fn": generic_loss}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -44,7 +45,9 @@ def test_a_method_grows_every_group_of_the_zoo(method, name):
         before = graph[group.name].size
         moments = {s.parameter: s for s in group.slots}
         old = {n: optimizer.state[p]["exp_avg"].clone() for n, p in model.named_parameters() if n in moments}
-        event = auxin.widen(model, group.name, 2, graph=graph, method=method, optimizer=optimizer, seed=1)
+        event = auxin.widen(
+            model, group.name, 2, graph=graph, method=method, optimizer=optimizer, seed=1, **data(inputs)
+        )
         assert graph[group.name].size == before + 2
         assert event.changes[0].after - event.changes[0].before == 2
         for parameter, moment in old.items():
@@ -88,7 +91,7 @@ def test_no_new_neuron_is_dead(method, name):
     for group in graph.growable():
         if case.hard_coded and group.name == "conv":
             continue
-        auxin.widen(model, group.name, 2, graph=graph, method=method, seed=1)
+        auxin.widen(model, group.name, 2, graph=graph, method=method, seed=1, **data(inputs))
     model.zero_grad()
     loss_of(model, many(inputs)).backward()
     parameters = dict(model.named_parameters())
@@ -107,13 +110,15 @@ def test_no_new_neuron_is_dead(method, name):
 @pytest.mark.parametrize("method", METHODS)
 def test_proposing_changes_nothing_and_the_same_seed_gives_the_same_plan(method):
     model, inputs, _ = build("residual")
+    batches = [(many(inputs), None)]
     graph = auxin.trace(model, inputs)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     sizes = {g.name: g.size for g in graph.groups}
     budget = Allocated({g.name: 3 for g in graph.growable()})
 
     def propose(seed):
-        return METHODS[method].propose(model, graph, budget, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return METHODS[method].propose(model, graph, budget, generator=generator, batches=batches, loss_fn=generic_loss)
 
     one, same, other = propose(1), propose(1), propose(2)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -123,7 +128,8 @@ def test_proposing_changes_nothing_and_the_same_seed_gives_the_same_plan(method)
 
 def signature(plan):
     return [
-        (op.group, op.by, op.parents, {k: v.flatten().tolist() for k, v in op.values.items()}) for op in plan.operations
+        (op.group, op.by, op.parents, {k: v.flatten().tolist() for k, v in (*op.values.items(), *op.offsets.items())})
+        for op in plan.operations
     ]
 
 

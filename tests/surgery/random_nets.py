@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +13,8 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import auxin
+from auxin.graph import Graph
 from tests.cases import RMSNorm, randomise, shuffle
 
 Operator = tuple[str, int, int]
@@ -197,7 +202,8 @@ def _sequence_layer(name: str, a: int, b: int, width: int) -> nn.Module:
 
 
 IMAGE_OPERATORS = (
-    "conv", "residual", "concat", "depthwise", "grouped", "group_norm", "instance_norm", "gate", "glu", "shuffle", "twice",
+    "conv", "residual", "concat", "depthwise", "grouped", "group_norm",
+    "instance_norm", "gate", "glu", "shuffle", "twice",
 )  # fmt: skip
 SEQUENCE_OPERATORS = ("mlp", "gated", "scaled", "tokens", "fused", "separate")
 
@@ -216,6 +222,29 @@ def nets(draw: st.DrawFn) -> Net:
         draw(st.sampled_from(ends)),
         draw(st.integers(0, 10_000)),
     )
+
+
+def numbered(number: int) -> Net:
+    """Make one of a fixed series of random architectures, so that tests can share its trace."""
+    pick = random.Random(number)
+    kind = pick.choice(["image", "sequence"])
+    names = IMAGE_OPERATORS if kind == "image" else SEQUENCE_OPERATORS
+    ends = ("mean", "flatten") if kind == "image" else ("none", "layer_norm", "rms_norm")
+    operators = tuple((pick.choice(names), pick.randint(2, 5), pick.randint(2, 4)) for _ in range(pick.randint(1, 3)))
+    return Net(kind, pick.randint(2, 6), operators, pick.choice(ends), number)
+
+
+@functools.cache
+def _trace(net: Net) -> Graph:
+    return auxin.trace(net.build(), net.inputs())
+
+
+def traced(net: Net) -> Graph:
+    """Return a fresh copy of the graph of an architecture (float32), traced once."""
+    return copy.deepcopy(_trace(net))
+
+
+known_nets = st.integers(0, 69).map(numbered)
 
 
 @dataclass(frozen=True)

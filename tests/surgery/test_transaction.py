@@ -90,7 +90,9 @@ def assert_restored(training: Training, before: dict[str, Any]) -> None:
     training.optimizer.step()
 
 
-def fails(training: Training, plan: GrowthPlan | None, group: str = "", error: type[BaseException] = auxin.AuxinError) -> str:
+def fails(
+    training: Training, plan: GrowthPlan | None, group: str = "", error: type[BaseException] = auxin.AuxinError
+) -> str:
     """Run a plan (or widen a group) that must fail; return the error's text after checking that all is restored."""
     before = snapshot(training)
     with pytest.raises(error) as caught:
@@ -132,7 +134,9 @@ def test_hard_coded_split_sizes_are_rolled_back() -> None:
     model, x = Sizes(), torch.randn(3, 4)
     optimizer = torch.optim.Adam(model.parameters())
     training = Training(model, optimizer, auxin.trace(model, x), (x,))
-    touching = [g for g in training.graph.growable() if any(s.parameter == "stem.weight" and s.dim == 0 for s in g.slots)]
+    touching = [
+        g for g in training.graph.growable() if any(s.parameter == "stem.weight" and s.dim == 0 for s in g.slots)
+    ]
     for group in touching:
         text = fails(training, None, group.name)
         assert "split([5, 7]" in text and repr(group.name) in text
@@ -225,7 +229,9 @@ def test_a_plan_that_changes_the_function_though_it_promised_not_to_is_rolled_ba
             shape[slot.dim] = 2
             values[f"{slot.parameter}:{slot.dim}"] = torch.ones(shape)
     fails(training, GrowthPlan("hand", (Widen(group.name, 2, values=values),)))
-    event = apply(GrowthPlan("hand", (Widen(group.name, 2, values=values),), preserves=False), training.model, training.graph)
+    event = apply(
+        GrowthPlan("hand", (Widen(group.name, 2, values=values),), preserves=False), training.model, training.graph
+    )
     assert event.max_change > 1e-3
 
 
