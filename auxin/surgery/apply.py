@@ -22,7 +22,7 @@ from auxin.surgery.widen import Lift, check_widen, widen_model
 from auxin.types import Change, Deepen, Event, GrowthPlan, Structure, Widen
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest accepted max |Δ output| of a function-preserving plan, relative to the largest |output| (or 0.01, if that is more)."""
+"""Largest accepted max |Δ output| of a function-preserving plan, relative to the largest |output| (0.01 at least)."""
 
 
 def apply(
