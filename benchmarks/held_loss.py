@@ -1,6 +1,6 @@
 """Claim: a firefly and a splitting event lower the loss of held-out CIFAR-10 images before any further training step.
 
-VGG16 (width 16) and MobileNetV1 (width 32), trained for some steps from scratch, then grown by 35 % of the neurons over all
+VGG16 (width 16) and MobileNetV1 (width 32), trained for some steps, then grown by 35 % of the neurons over all
 groups; the loss in eval mode on held-out images right before and right after. The claim is about the median over seeds.
 
 Run: python benchmarks/held_loss.py --data ../shared/data/cifar10     (some minutes; writes results/held_loss.json)

@@ -280,3 +280,18 @@ def test_splitting_measures_a_bfloat16_model_in_float32_and_protects_its_buffers
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     auxin.surgery.apply(plan, model, graph)
     assert model.trunk[0].weight.shape[0] == 7
+
+
+def test_averaged_weights_are_split_around_their_own_values():
+    model, example, batch = case("plain")
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    with torch.no_grad():
+        averaged.module.trunk[0].weight.add_(0.3)
+    theirs = averaged.module.trunk[0].weight.detach().clone()
+    graph = auxin.trace(model, example)
+    plan = propose(Splitting(), model, graph, Allocated({"trunk.0": 1}), batch)
+    (op,) = plan.operations
+    auxin.surgery.apply(plan, model, graph, ema=[averaged])
+    offset, parent = op.offsets["trunk.0.weight:0"][0], op.parents[0]
+    assert torch.allclose(averaged.module.trunk[0].weight[parent], theirs[parent] + offset, atol=1e-15)
+    assert torch.allclose(averaged.module.trunk[0].weight[-1], theirs[parent] - offset, atol=1e-15)
