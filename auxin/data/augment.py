@@ -4,6 +4,8 @@ Measured on one core for a CIFAR batch of 128: crop and flip as written here tak
 columns takes 0.3 ms, a view of all windows (``unfold``) with a masked flip 0.7 ms, a single advanced index 2 ms.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,16 +33,29 @@ def crop_flip(
     if padding:
         padded = _pad(images, padding, reflect).view(-1)
         row_length = width + 2 * padding
-        planes = torch.arange(batch * channels, device=images.device).view(batch, channels)
-        corners = planes * (row_length * (height + 2 * padding)) + (top * row_length + left)[:, None]
-        rows = corners[:, :, None] + torch.arange(height, device=images.device) * row_length
+        starts = _row_starts(batch, channels, height, padding, row_length, images.device)
+        rows = starts + (top * row_length + left)[:, None, None]
         # Row k of this overlapping view is the W pixels that start at pixel k, so one copy per image row does the crop.
         windows = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
         images = windows.index_select(0, rows.view(-1)).view(batch, channels, height, width)
     if flip is not None:
         either = torch.cat([images, images.flip(3)])
-        images = either.index_select(0, torch.arange(batch, device=images.device) + flip * batch)
+        images = either.index_select(0, _numbers(batch, images.device) + flip * batch)
     return images
+
+
+@lru_cache(maxsize=8)
+def _row_starts(
+    batch: int, channels: int, height: int, padding: int, row_length: int, device: torch.device
+) -> Tensor:  # fmt: skip
+    """Return where each row of the top left window starts in the padded batch, (B, C, H); kept between batches."""
+    planes = torch.arange(batch * channels, device=device).view(batch, channels, 1)
+    return planes * (row_length * (height + 2 * padding)) + torch.arange(height, device=device) * row_length
+
+
+@lru_cache(maxsize=8)
+def _numbers(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device)
 
 
 def _pad(images: Tensor, padding: int, reflect: bool) -> Tensor:
