@@ -36,13 +36,15 @@ def loss_of(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
 
 def trained(name: str, loader: Loader, steps: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    model = build(name, width=WIDTHS[name])
+    model = build(name, width=WIDTHS[name]).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     done = 0
     while done < steps:
         for x, y in loader:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = nn.functional.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y)
+            loss.backward()
             optimizer.step()
             done += 1
             if done == steps:
@@ -53,7 +55,7 @@ def trained(name: str, loader: Loader, steps: int, seed: int) -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="CIFAR-10: a folder or a hub name")
-    parser.add_argument("--steps", type=int, default=150, help="training steps before the event (default 150)")
+    parser.add_argument("--steps", type=int, default=700, help="training steps before the event (default 700)")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default 5)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "held_loss.json")
     options = parser.parse_args()

@@ -29,14 +29,14 @@ class Layer:
 
     Attributes:
         name: Path of the module.
-        weight: Its weight.
+        weight: Its weight, or another tensor laid out alike.
         dim: The dimension that counts neurons: 0; 1 for transposed convolutions and the GPT family's Conv1D.
         groups: Number of matrices.
         blocks: Number of groups of a transposed convolution, which hides them in its input dimension; else 1.
     """
 
     name: str
-    weight: nn.Parameter
+    weight: Tensor
     dim: int = 0
     groups: int = 1
     blocks: int = 1

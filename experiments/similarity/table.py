@@ -82,7 +82,7 @@ def _accuracy(rows: list[dict[str, Any]], key: str) -> str:
 
 def main() -> None:
     """Run the command."""
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((HERE / "results").glob("*.json"))]
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((HERE / "results").glob("seed-*.json"))]
     readme = HERE / "README.md"
     head, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     readme.write_text(f"{head}{BEGIN}\n{table(reports)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
