@@ -3,6 +3,7 @@
 from auxin import similarity
 from auxin.budgets import count, ratio
 from auxin.errors import AuxinError
+from auxin.expansion import Natural as natural
 from auxin.graph import Graph, trace
 from auxin.grower import Grower, deepen, widen
 from auxin.methods import METHODS
@@ -25,6 +26,7 @@ __all__ = [
     "count",
     "deepen",
     "every",
+    "natural",
     "plateau",
     "ratio",
     "similarity",

@@ -208,13 +208,17 @@ class Cap:
     Attributes:
         of: What is limited.
         limit: The largest number allowed.
+        also: A further cap that must hold as well.
     """
 
     of: Unit
     limit: float
+    also: Cap | None = None
 
     def holds(self, graph: Graph, units: Mapping[str, int]) -> bool:
         """Return whether the model stays within the cap with these units added."""
+        if self.also is not None and not self.also.holds(graph, units):
+            return False
         sizes = {name: graph[name].size + by for name, by in units.items()}
         if self.of == "neurons":
             others = sum(g.size for g in graph.growable() if g.name not in sizes)
@@ -257,19 +261,24 @@ def parse_number(text: str) -> float:
 
 
 def parse_cap(text: str) -> Cap:
-    """Read a final cap such as ``params<=325k``.
+    """Read a final cap such as ``params<=325k``, or several that must all hold.
 
     Args:
-        text: ``params``, ``flops`` or ``neurons``, then ``<=`` and a number.
+        text: ``params``, ``flops`` or ``neurons``, then ``<=`` and a number; several with commas between them.
 
     Returns:
         The cap.
 
     Raises:
         ConfigError: If the text has another form.
+
+    Example:
+        >>> parse_cap("params<=100k, flops<=20M").also
+        Cap(of='flops', limit=20000000.0, also=None)
     """
+    text, _, rest = text.partition(",")
     match = re.fullmatch(r"\s*(params|parameters|flops|neurons)\s*<=?\s*(.+)", text)
     if not match:
         raise ConfigError(f"until={text!r} is not understood; write for example 'params<=325k' or 'flops<=20M'.")
     of: Unit = "parameters" if match[1] in ("params", "parameters") else match[1]  # type: ignore[assignment]
-    return Cap(of, parse_number(match[2]))
+    return Cap(of, parse_number(match[2]), parse_cap(rest) if rest.strip() else None)

@@ -17,7 +17,20 @@ from auxin.methods import METHODS
 from auxin.ranking import decide
 from auxin.similarity import Refinement, Similarity, batch_norms, model_inputs
 from auxin.surgery import History, apply, check_widen
-from auxin.types import Budget, Deepen, DepthSite, Event, GrowthPlan, LossFn, Method, Trigger, Widen, WidthGroup
+from auxin.types import (
+    Budget,
+    Decider,
+    Decision,
+    Deepen,
+    DepthSite,
+    Event,
+    GrowthPlan,
+    LossFn,
+    Method,
+    Trigger,
+    Widen,
+    WidthGroup,
+)  # fmt: skip
 
 
 class Grower:
@@ -28,9 +41,10 @@ class Grower:
         optimizer: Its optimizer or optimizers; their state is carried entry by entry.
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments of the forward.
         method: A method or its name in ``METHODS``.
-        trigger: When to grow; None never does by itself (call ``grow``).
-        budget: How much; None grows nothing by itself.
-        until: A final cap such as ``"params<=325k"``; the last event is shrunk to fit.
+        trigger: When to grow; None never does by itself (call ``grow``). ``auxin.natural()`` also says what.
+        budget: How much; None grows nothing by itself, unless the trigger says what.
+        until: A final cap such as ``"params<=325k"``, or several with commas between them; the last event is shrunk
+            to fit.
         seed: Seed of the new weights; the same seed gives the same growth, also after a resume.
         allow_inexact: Whether groups whose growth changes the function may grow.
         carry_state: Whether the optimizer keeps its state across an event; False starts it anew.
@@ -40,6 +54,7 @@ class Grower:
     Attributes:
         graph: What can grow; kept up to date.
         history: The events so far, replayable on a fresh base model.
+        decisions: What a trigger such as ``auxin.natural()`` decided each time it was asked, with its reason.
         refinement: What the last event's refinement did, layer by layer.
 
     Example:
@@ -60,7 +75,7 @@ class Grower:
         example_inputs: Any,
         *,
         method: str | Method = "random",
-        trigger: Trigger | None = None,
+        trigger: Trigger | Decider | None = None,
         budget: Budget | None = None,
         until: str | None = None,
         seed: int = 0,
@@ -78,6 +93,7 @@ class Grower:
         self.refinement: Refinement | None = None
         self.graph: Graph = trace(model, example_inputs)
         self.history = History()
+        self.decisions: list[Decision] = []
 
     @property
     def events(self) -> list[Event]:
@@ -104,6 +120,8 @@ class Grower:
         """
         if self.trigger is None:
             return None
+        if isinstance(self.trigger, Decider):
+            return self._decide(self.trigger, epoch, loader, loss_fn)
         reason = self.trigger(epoch, metrics or {})
         if reason is None:
             return None
@@ -189,8 +207,28 @@ class Grower:
             event = self.history.events[-1] = self._refined(self.refine, event, plan, batches)
         return event
 
+    def _decide(
+        self, trigger: Decider, epoch: int, loader: Iterable[Any] | None, loss_fn: LossFn | None
+    ) -> Event | None:  # fmt: skip
+        decision = trigger.decide(
+            self.model, self.graph, epoch=epoch, loader=loader, loss_fn=loss_fn, cap=self.cap,
+            generator=self._generator(),
+        )  # fmt: skip
+        self.decisions.append(decision)
+        if decision.plan is None:
+            return None
+        plan, units = decision.plan, {op.group: op.by for op in decision.plan.operations if isinstance(op, Widen)}
+        if units and self.method.name != "random":
+            weights = self.method.propose(
+                self.model, self.graph, Allocated(units), generator=self._generator(), batches=loader, loss_fn=loss_fn
+            )
+            plan = replace(weights, method=f"natural, {weights.method}")
+        return self.apply(plan, epoch=epoch, reason=decision.reason, batches=decision.batches, loader=loader)
+
     def _refined(self, how: Similarity, event: Event, plan: GrowthPlan, batches: Iterable[Any] | None) -> Event:
-        done = self.refinement = how.refine(self.model, graph=self.graph, event=event, plan=plan, batches=batches)
+        done = self.refinement = how.refine(
+            self.model, graph=self.graph, event=event, plan=plan, batches=batches, ema=self.ema
+        )
         # The sentence holds no times, so that equal runs have equal histories but for their seconds.
         seconds = event.seconds + done.seconds + done.norm_seconds
         return replace(event, seconds=seconds, notes=(*event.notes, str(done), *done.notes))
@@ -202,7 +240,11 @@ class Grower:
     def state_dict(self) -> dict[str, Any]:
         """Return, as JSON data, what a resumed run needs besides model and optimizer."""
         state = getattr(self.trigger, "state_dict", None)
-        return {"history": self.history.to_json(), "trigger": state() if state else None}
+        return {
+            "history": self.history.to_json(),
+            "trigger": state() if state else None,
+            "decisions": [decision.to_dict() for decision in self.decisions],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where ``state_dict`` left off; the model must already have the history's shape.
@@ -225,6 +267,7 @@ class Grower:
         if load is not None:
             load(state["trigger"])
         self.history = history
+        self.decisions = [Decision.from_dict(decision) for decision in state.get("decisions", ())]
 
 
 def find_method(method: str | Method) -> Method:

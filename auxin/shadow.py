@@ -49,7 +49,8 @@ class Shadow:
         self.model.to(self.dtype)
         self.graph = copy.deepcopy(graph)
         self.graph.example_inputs = _cast(self.graph.example_inputs, self.dtype)
-        apply(GrowthPlan("shadow", tuple(operations), preserves=False), self.model, self.graph, allow_inexact=True)
+        if operations:
+            apply(GrowthPlan("shadow", tuple(operations), preserves=False), self.model, self.graph, allow_inexact=True)
         self.model.requires_grad_(False).eval()
         self.parameters = {name: p.detach() for name, p in self.model.named_parameters()}
         self.device = next(self.model.parameters()).device
@@ -57,11 +58,13 @@ class Shadow:
 
     def loss(self, parameters: Mapping[str, Tensor], batch: Batch, loss_fn: LossFn) -> Tensor:
         """Return the loss of one batch with some of the copy's parameters replaced; buffers stay as they are."""
-        args, kwargs = clone_tensors(normalise_inputs(batch.inputs))
+        return loss_fn(self.output(parameters, batch.inputs), batch.target)
+
+    def output(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
+        """Return the output with some of the copy's parameters replaced; buffers stay as they are."""
+        args, kwargs = clone_tensors(normalise_inputs(inputs))
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        return loss_fn(
-            functional_call(self.model, {**self.parameters, **parameters, **buffers}, args, kwargs), batch.target
-        )
+        return functional_call(self.model, {**self.parameters, **parameters, **buffers}, args, kwargs)
 
     def slots(self, group: str, *roles: str) -> list[Slot]:
         """Return the slots of a group that are parameters with one of these roles."""

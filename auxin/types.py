@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -277,6 +277,64 @@ class Event:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """One proposal as a decision saw it.
+
+    Attributes:
+        name: Depth site, width group or block.
+        kind: ``deepen`` or ``widen``.
+        score: Expansion score of the model with it.
+        ratio: That score, penalised for size, over the current model's.
+        parameters: Parameters it would add.
+    """
+
+    name: str
+    kind: str
+    score: float
+    ratio: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to grow after an epoch, and why.
+
+    Attributes:
+        epoch: The epoch, 0 for the first.
+        reason: The decision in one sentence.
+        winner: What grows, such as ``deepen features.3``, or None.
+        score: Expansion score of the current model; None where none was computed.
+        damping: λ it was computed with.
+        threshold: Ratio that a proposal has to exceed.
+        proposals: Every proposal, best first.
+        seconds: Wall time of the decision.
+        plan: What to do, or None; not stored.
+        batches: Model inputs to calibrate new norms on; not stored.
+    """
+
+    epoch: int
+    reason: str
+    winner: str | None = None
+    score: float | None = None
+    damping: float | None = None
+    threshold: float | None = None
+    proposals: tuple[Candidate, ...] = ()
+    seconds: float = 0.0
+    plan: GrowthPlan | None = field(default=None, repr=False, compare=False)
+    batches: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is stored, as JSON data."""
+        data = {key: value for key, value in vars(self).items() if key not in ("plan", "batches")}
+        return data | {"proposals": [asdict(candidate) for candidate in self.proposals]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Decision:
+        """Rebuild a decision from ``to_dict``'s data."""
+        return cls(**{**data, "proposals": tuple(Candidate(**candidate) for candidate in data["proposals"])})
+
+
 class Budget(Protocol):
     """How much to grow: turns a graph into units to add per group."""
 
@@ -322,4 +380,23 @@ class Trigger(Protocol):
 
     def __call__(self, epoch: int, metrics: Mapping[str, float]) -> str | None:
         """Return the reason to grow after this epoch (0 is the first), or None."""
+        ...
+
+
+@runtime_checkable
+class Decider(Protocol):
+    """A trigger that also says what to grow, such as ``auxin.natural``."""
+
+    def decide(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        *,
+        epoch: int,
+        loader: Iterable[Any] | None,
+        loss_fn: LossFn | None,
+        cap: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> Decision:
+        """Return whether and what to grow after an epoch; neither model nor graph is touched."""
         ...

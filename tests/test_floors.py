@@ -27,6 +27,7 @@ FLOORS = {
     "auxin.ranking": 3,
     "auxin.shadow": 3,
     "auxin.candidates": 3,
+    "auxin.expansion": 3,
     "auxin.grower": 4,
     "auxin": 4.5,
     "auxin.data": 4,
@@ -34,12 +35,21 @@ FLOORS = {
     "auxin.training": 5,
     "auxin.analysis": 5,
     "auxin.report": 6,
+    "auxin.compare": 6,
     "auxin.integrations": 6,
-    "auxin.cli": 6,
-    "auxin.__main__": 7,
+    "auxin.cli": 7,
+    "auxin.__main__": 8,
 }
 FORBIDDEN = {"auxin.statistics": ("auxin.surgery",), "auxin.analysis": ("auxin.surgery", "auxin.grower")}
-APPLICATION = ("auxin.data", "auxin.training", "auxin.analysis", "auxin.report", "auxin.integrations", "auxin.cli")
+APPLICATION = (
+    "auxin.data",
+    "auxin.training",
+    "auxin.analysis",
+    "auxin.compare",
+    "auxin.report",
+    "auxin.integrations",
+    "auxin.cli",
+)
 CONSTRUCTORS = ("auxin.surgery", "auxin.models")
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -196,7 +206,7 @@ def test_importing_auxin_brings_in_no_application_and_little_else() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
     heavy = {"datasets", "PIL", "sklearn", "lightning_fabric", "rich", "jsonargparse", "tensorboard", "torchmetrics",
-             "pandas", "matplotlib", "transformers", "yaml", "pyarrow"}  # fmt: skip
+             "pandas", "matplotlib", "captum", "jinja2", "transformers", "yaml", "pyarrow"}  # fmt: skip
     assert not heavy & set(result.stdout.split())
     import_time = "import time, torch; t = time.process_time(); import auxin; print(time.process_time() - t)"
 

@@ -585,3 +585,51 @@ def test_a_step_that_makes_weights_infinite_leaves_the_model_as_it_was():
     with pytest.raises(ConfigError, match="lower it"):
         refine(model, Similarity(neurons="all", lr=1e30))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+# -------------------------------------------------------------------------------------------------- averaged copies
+
+
+@pytest.mark.parametrize("neurons", ["new", "all"])
+@pytest.mark.parametrize("method", ["random", "net2net"])
+def test_averaged_copies_move_as_far_as_the_model(method, neurons):
+    model = convolutional()
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    average.update_parameters(model)
+    how = Similarity(neurons=neurons, reestimate_norms=2, iterations=20, lr=0.05)
+    grown = {}
+    for name, refinement in (("refined", how), ("not", None)):
+        parts = copy.deepcopy((model, average, plain))
+        grower = auxin.Grower(
+            parts[0], None, IMAGES[:2], method=method, budget=auxin.count(2), ema=parts[1:], refine=refinement, seed=3
+        )
+        grower.grow(loader=LOADER)
+        grown[name] = parts
+    for part, inside in ((1, "module."), (2, "")):
+        for layer, old in (("0", 4), ("4", 5)):
+            name = f"{layer}.weight"
+            delta = grown["refined"][0].get_parameter(name) - grown["not"][0].get_parameter(name)
+            moved, still = (grown[key][part].get_parameter(inside + name) for key in ("refined", "not"))
+            assert delta[old:].flatten(1).any(1).all() and bool(delta[:old].any()) == (neurons == "all")
+            assert torch.allclose(moved - still, delta, atol=1e-6)
+            if method == "random":  # fresh neurons have no past, so their average is what they are, to the bit
+                assert torch.equal(moved[old:], grown["refined"][0].get_parameter(name)[old:])
+            if neurons == "new":
+                assert torch.equal(moved[:old], still[:old])
+        norms = {key: parts[part].get_buffer(f"{inside}5.running_mean") for key, parts in grown.items()}
+        assert not torch.equal(norms["refined"], norms["not"])
+
+
+def test_a_refinement_that_fails_leaves_averaged_copies_alone():
+    model = mlp()
+    average = copy.deepcopy(model)
+    before = copy.deepcopy(average.state_dict())
+    with pytest.raises(ConfigError, match="lower it"):
+        refine(model, Similarity(neurons="all", lr=1e30), ema=[average])
+    assert all(torch.equal(v, before[k]) for k, v in average.state_dict().items())

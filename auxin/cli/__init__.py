@@ -16,18 +16,28 @@ COMMANDS = {
     "demo": "grow a small network on handwritten digits, in under a minute",
     "train": "train a growing network from a configuration file",
     "resume": "go on with a run that was interrupted",
+    "compare": "train rows of settings with several seeds, and write their tables",
+    "ladder": "show every size of a run, choose the best within a limit, or train them all on",
+    "export": "write one size of a run as files that run without auxin",
+    "report": "draw the page of a run: how it grew, what it learnt, where it looks",
+    "cam": "show where one or two runs look in some images (Grad-CAM), in pictures and numbers",
+    "similarity": "show how alike the neurons of a layer are, with and without the constraint",
     "inspect": "show what can grow in a model of yours, and why the rest cannot",
 }
 """Command → what it does. Each is a module of this package with ``run(arguments) -> exit code``."""
 
 _APP_MODULES = frozenset(
-    {"PIL", "datasets", "jsonargparse", "lightning_fabric", "rich", "sklearn", "tensorboard", "torchmetrics", "yaml"}
+    {"PIL", "datasets", "jsonargparse", "lightning_fabric", "rich", "scipy", "sklearn", "tensorboard", "torchmetrics"}
+    | {"captum", "jinja2", "markupsafe", "matplotlib", "yaml"}
 )
 
 _EXAMPLES = """examples:
   auxin demo
   auxin train experiments/quick/vgg16-net2net.yaml --data path/to/cifar10
   auxin resume runs/vgg16-net2net-1
+  auxin compare methods.yaml --jobs 2 --dry-run
+  auxin ladder runs/vgg16-net2net-1 --max-params 60k
+  auxin export runs/vgg16-net2net-1 --out vgg16-small --max-params 60k
   auxin inspect auxin.models:vgg16 --input 1,3,32,32
 
 Run auxin COMMAND --help for the options of a command. AUXIN_DEBUG=1 shows where an error came from."""
@@ -78,7 +88,7 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 def _usage() -> str:
-    lines = "\n".join(f"  {name:<9}{summary}" for name, summary in COMMANDS.items())
+    lines = "\n".join(f"  {name:<12}{summary}" for name, summary in COMMANDS.items())
     return (
         f"usage: auxin COMMAND [options]\n\nGrow neural networks while they train.\n\ncommands:\n{lines}\n\n{_EXAMPLES}"
     )

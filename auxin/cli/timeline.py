@@ -23,6 +23,10 @@ def show_result(result: Result, folder: RunFolder, console: Console) -> None:
     console.print()
     console.print(accuracy_table(result))
     console.print(f"\nRun folder: {folder.path}", highlight=False, markup=False)
+    if folder.report.exists():
+        console.print(
+            f"  report.html: open it in a browser, file://{folder.report.resolve()}", highlight=False, markup=False
+        )
     console.print(
         "  config.yaml, metrics.csv, metrics.jsonl, tensorboard/, ladder/ (one checkpoint per size), result.json",
         highlight=False,

@@ -13,6 +13,7 @@ from rich.console import Console
 from auxin.cli import Interrupted
 from auxin.cli.timeline import show_result
 from auxin.errors import ConfigError
+from auxin.report import LivePage
 from auxin.training import RunConfig, RunFolder, Trainer, load_config, make_parser
 
 _USAGE = "auxin train CONFIG [--data SOURCE] [--out FOLDER] [--any.field VALUE ...]"
@@ -20,7 +21,8 @@ _USAGE = "auxin train CONFIG [--data SOURCE] [--out FOLDER] [--any.field VALUE .
 _DESCRIPTION = """Train a network and grow it on the way, as a YAML file says.
 
 The run folder (runs/NAME-1, NAME-2, ...) holds config.yaml, checkpoints, the ladder (one checkpoint per size), metrics
-as CSV, JSON lines and TensorBoard, and at the end result.json. auxin resume goes on after any interruption.
+as CSV, JSON lines and TensorBoard, and at the end result.json. report.html shows it all and is kept up to date while
+the training lasts. auxin resume goes on after any interruption.
 
 examples:
   auxin train experiments/quick/vgg16-net2net.yaml --data path/to/cifar10
@@ -79,8 +81,10 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> int:
     """
     # Fabric announces its precision at every start.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    page = LivePage(lambda text: console.print(text, markup=False, highlight=False))
     try:
-        result = Trainer(config, folder, console=console).fit()
+        trainer = Trainer(config, folder, console=console, on_epoch=page)
+        result = trainer.fit()
     except KeyboardInterrupt as error:
         if not folder.config.exists():
             raise
@@ -88,6 +92,7 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> int:
     finally:
         with suppress(OSError):  # a run that never began leaves no folder; one that holds files stays
             folder.path.rmdir()
+    page.finish(folder, trainer.data.to("cpu"))
     show_result(result, folder, console)
     return 0
 

@@ -56,10 +56,13 @@ def label_column(features: Mapping[str, Any], wanted: str | None = None) -> str:
         The column's name.
 
     Raises:
-        DataError: If the user's choice does not exist, or no column or several could be meant.
+        DataError: If the user's choice does not exist or holds no labels, or no column or several could be meant.
     """
     if wanted is not None:
-        return _existing(features, wanted, "label_column")
+        column = _existing(features, wanted, "label_column")
+        if not isinstance(features[column], (datasets.ClassLabel, datasets.Value)):
+            raise DataError(f"Column {column!r} holds no class labels: name another with label_column.")
+        return column
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     plain = [name for name in LABEL_NAMES if name in features and isinstance(features[name], datasets.Value)]
     candidates = typed or plain

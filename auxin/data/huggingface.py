@@ -151,7 +151,7 @@ def _rows(table: datasets.Dataset, split: str, images: str, labels: str, notes: 
     try:
         encoded = table.select_columns([images]).cast_column(images, datasets.Image(decode=False))
         records = encoded.data.column(images).to_pylist()
-    except (TypeError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (NotImplementedError, TypeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"Column {images!r} does not hold encoded images: name another with image_column.") from error
     values = table.data.column(labels).to_pylist()
     secret = UNLABELLED if isinstance(table.features[labels], datasets.ClassLabel) else None

@@ -41,7 +41,7 @@ def find_sites(trace: Trace, graph: torch.fx.Graph) -> tuple[tuple[DepthSite, Ax
     sites: dict[str, tuple[DepthSite, Axis]] = {}
     for node in graph.nodes:
         name = _name(node)
-        if name not in ACTIVATIONS or node in trace.outputs:
+        if name not in ACTIVATIONS or node in trace.outputs or _has_grown(trace, node):
             continue
         after = modules.get(node)
         before = node.args[0] if isinstance(node.args[0], torch.fx.Node) else None
@@ -84,6 +84,16 @@ def _site(
         arguments=arguments,
     )
     return site, axis
+
+
+def _has_grown(trace: Trace, node: torch.fx.Node) -> bool:
+    """Return whether blocks follow the activation's own module already: its site is then at the last of them."""
+    path = _stack(node)[-1] if _stack(node) else ""
+    return bool(path) and GROWN in trace.model.get_submodule(path)._modules
+
+
+def _stack(node: torch.fx.Node) -> list[str]:
+    return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
 
 
 def _has_norm(node: torch.fx.Node) -> bool:

@@ -15,6 +15,7 @@ from auxin.graph import Graph
 from auxin.methods.random import Random
 from auxin.shadow import Shadow
 from auxin.statistics.batches import Batch, measuring, take_batches
+from auxin.statistics.parts import MICRO_BATCH, Part, in_parts
 from auxin.statistics.units import Units, columns_orthonormal, normalised
 from auxin.types import Budget, GrowthPlan, LossFn, Widen
 
@@ -37,8 +38,10 @@ class GradMax:
     random growth; the event says so.
 
     Attributes:
-        iterations: Steps of the iteration; each costs a forward, a backward and a second backward of the grown model.
+        iterations: Steps of the iteration; each costs two forwards, two backwards and a second backward of the grown
+            model: G is summed over all parts of the batches before any part's J(w)ᵀ G is.
         num_batches: Batches that the gradient is summed over.
+        micro_batch: Samples that are held in memory at once; None for whole batches. The result does not depend on it.
         name: Key in ``METHODS``.
 
     Reference:
@@ -47,11 +50,14 @@ class GradMax:
 
     iterations: int = 3
     num_batches: int = 1
+    micro_batch: int | None = MICRO_BATCH
     name: str = "gradmax"
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.num_batches < 1:
             raise ConfigError("GradMax needs at least 1 iteration and 1 batch.")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ConfigError("GradMax needs a micro_batch of at least 1 sample, or None for whole batches.")
 
     @property
     def preserves(self) -> bool:
@@ -94,7 +100,8 @@ class GradMax:
         if wanted:
             with measuring(model):
                 try:
-                    values = _climb(model, graph, wanted, found, loss, self.iterations)
+                    climb = _Climb(model, graph, wanted, found, loss, self.micro_batch)
+                    values = _climb(climb, self.iterations)
                 except RuntimeError as error:
                     if "derivative" not in str(error):
                         raise
@@ -158,36 +165,63 @@ class _New:
         self.vectors = self.scaled(direction, torch.where(self.norm[:, None] > 0, old, -old))
 
 
-def _climb(
-    model: nn.Module,
-    graph: Graph,
-    operations: Sequence[Widen],
-    batches: Sequence[Batch],
-    loss_fn: LossFn,
-    iterations: int,
-) -> dict[str, dict[str, Tensor]]:
-    """Return the fan-in values with the largest gradient at the fan-out, for each group."""
-    shadow = Shadow(model, graph, [Widen(op.group, op.by) for op in operations])
-    groups = [_New(shadow, op) for op in operations]
-    for step in range(iterations + 1):
-        last = step == iterations
-        for new in groups:
-            new.vectors.requires_grad_(not last)
-        parameters = dict(shadow.parameters)
-        for new in groups:
+class _Climb:
+    """The grown copy with all new units, and their gradients at the fan-out, summed over the parts of the batches."""
+
+    def __init__(
+        self, model: nn.Module, graph: Graph, operations: Sequence[Widen], batches: Sequence[Batch], loss_fn: LossFn,
+        micro_batch: int | None,
+    ) -> None:  # fmt: skip
+        self.shadow = Shadow(model, graph, [Widen(op.group, op.by) for op in operations])
+        self.groups = [_New(self.shadow, op) for op in operations]
+        # Without fan-out the new units change no output, so ∂L/∂output is the same for all their fan-ins.
+        self.parts = [part for batch in batches for part in in_parts(self._old, batch, loss_fn, micro_batch)]
+
+    def _old(self, inputs: Any) -> Any:
+        return self.shadow.output({}, inputs)
+
+    def _gradients(self, part: Part, twice: bool) -> Sequence[Tensor]:
+        parameters = dict(self.shadow.parameters)
+        for new in self.groups:
             for key, tensor in new.entries().items():
                 name = key.rpartition(":")[0]
                 parameters[name] = parameters[name] + tensor
-        loss = torch.stack([shadow.loss(parameters, batch, loss_fn) for batch in batches]).sum()
-        leaves = [leaf for new in groups for leaf in new.outgoing.values()]
-        flat = torch.autograd.grad(loss, leaves, create_graph=not last, materialize_grads=True)
-        gradients = iter(flat)
-        for new in groups:
+        objective = part.objective(self.shadow.output(parameters, part.inputs))
+        leaves = [leaf for new in self.groups for leaf in new.outgoing.values()]
+        return torch.autograd.grad(objective, leaves, create_graph=twice, materialize_grads=True)
+
+    def gradients(self) -> list[Tensor]:
+        """Return G, for each parameter that holds fan-out."""
+        return _summed(self._gradients(part, twice=False) for part in self.parts)
+
+    def ascent(self, total: Sequence[Tensor]) -> list[Tensor]:
+        """Return J(w)ᵀ G = ∇_w Σ_parts ⟨G, G_part(w)⟩ for each group, G held fixed."""
+        vectors = [new.vectors.requires_grad_() for new in self.groups]
+        found = []
+        for part in self.parts:
+            flat = self._gradients(part, twice=True)
+            objective = torch.stack([(g * fixed).sum() for g, fixed in zip(flat, total, strict=True)]).sum()
+            found.append(torch.autograd.grad(objective, vectors, materialize_grads=True))
+        for vector in vectors:
+            vector.requires_grad_(False)
+        return _summed(found)
+
+
+def _summed(terms: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    total: list[Tensor] = []
+    for term in terms:
+        total = [a + b for a, b in zip(total, term, strict=True)] if total else list(term)
+    return total
+
+
+def _climb(climb: _Climb, iterations: int) -> dict[str, dict[str, Tensor]]:
+    """Return the fan-in values with the largest gradient at the fan-out, for each group."""
+    for step in range(iterations + 1):
+        total = climb.gradients()
+        gradients = iter(total)
+        for new in climb.groups:
             new.remember([next(gradients) for _ in new.outgoing])
-        if last:
-            break
-        objective = torch.stack([g.square().sum() for g in flat]).sum() / 2
-        ascent = torch.autograd.grad(objective, [new.vectors for new in groups], materialize_grads=True)
-        for new, direction in zip(groups, ascent, strict=True):
-            new.climb(direction)
-    return {new.group: new.fan_in.scatter(new.best) for new in groups}
+        if step < iterations:
+            for new, direction in zip(climb.groups, climb.ascent(total), strict=True):
+                new.climb(direction)
+    return {new.group: new.fan_in.scatter(new.best) for new in climb.groups}

@@ -13,6 +13,7 @@ from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.ranking import choose, decide, random_values, widening
 from auxin.statistics.batches import measuring, take_batches
+from auxin.statistics.parts import MICRO_BATCH
 from auxin.statistics.splitting import SplittingMatrices, smallest
 from auxin.types import Budget, GrowthPlan, LossFn
 
@@ -31,7 +32,8 @@ class Splitting:
     Attributes:
         step_size: ε, with ‖v‖ = 1.
         iterations: Lanczos steps, one product S·v each, for all neurons of all groups at once.
-        num_batches: Batches that S is averaged over, fixed during the iteration.
+        num_batches: Batches that S is averaged over, fixed during the iteration; each step goes through all of them.
+        micro_batch: Samples that are held in memory at once; None for whole batches. S does not depend on it.
         name: Key in ``METHODS``.
 
     Reference:
@@ -41,11 +43,14 @@ class Splitting:
     step_size: float = 1e-2
     iterations: int = 10
     num_batches: int = 3
+    micro_batch: int | None = MICRO_BATCH
     name: str = "splitting"
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.num_batches < 1 or self.step_size < 0:
             raise ConfigError("Splitting needs at least 1 iteration and 1 batch, and a step size of 0 or more.")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ConfigError("Splitting needs a micro_batch of at least 1 sample, or None for whole batches.")
 
     @property
     def preserves(self) -> bool:
@@ -79,7 +84,7 @@ class Splitting:
         allocated = decide(budget, graph)
         groups = allocated.units if allocated.scope == "per_group" else allocated.groups or tuple(allocated.units)
         with measuring(model):
-            matrices = SplittingMatrices(model, graph, found, loss, tuple(groups))
+            matrices = SplittingMatrices(model, graph, found, loss, tuple(groups), self.micro_batch)
             values, vectors = smallest(matrices, self.iterations, generator)
         changes = {name: (0.5 * self.step_size**2 * value) for name, value in values.items()}
         # A step of zero (for tests of exactness) still ranks by the eigenvalue.

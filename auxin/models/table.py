@@ -14,16 +14,20 @@ from torch import nn
 from auxin.errors import ConfigError
 from auxin.models.mobilenet import mobilenet_v1
 from auxin.models.resnet import resnet20
+from auxin.models.secnn import secnn
 from auxin.models.small_cnn import small_cnn
 from auxin.models.vgg import vgg16
+from auxin.models.vit import vit
 
 Factory = Callable[..., nn.Module]
 
 MODELS: dict[str, Factory] = {
     "mobilenet_v1": mobilenet_v1,
     "resnet20": resnet20,
+    "secnn": secnn,
     "small_cnn": small_cnn,
     "vgg16": vgg16,
+    "vit": vit,
 }
 """Every model of auxin, name → factory."""
 

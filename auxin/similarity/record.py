@@ -17,6 +17,8 @@ class LayerChange:
         new_after: The same after.
         weight_change: log |ΣW after / ΣW before|, Eq. 4.
         moved: |W after − W before| / |W before|.
+        histogram_before: Pairs by similarity before, counted by ``distribution.of_histogram``, all matrices together.
+        histogram_after: The same after.
     """
 
     name: str
@@ -26,6 +28,8 @@ class LayerChange:
     new_after: float | None
     weight_change: float
     moved: float
+    histogram_before: tuple[int, ...] = ()
+    histogram_after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,8 @@ from torch.utils import _pytree as pytree
 from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs, unwrap
+from auxin.similarity.averages import followed, inner
+from auxin.similarity.distribution import of_histogram
 from auxin.similarity.layers import Layer, find_layers, grown_units, masks
 from auxin.similarity.norms import batch_norms, reestimate_norms
 from auxin.similarity.record import LayerChange, Refinement
@@ -104,9 +107,10 @@ class Similarity:
         event: Event | None = None,
         plan: GrowthPlan | None = None,
         batches: Iterable[Any] | None = None,
+        ema: Sequence[nn.Module] = (),
     ) -> Refinement:
         """Refine a model in place; ``auxin.similarity.refine`` explains the arguments."""
-        return refine(model, self, graph=graph, event=event, plan=plan, batches=batches)
+        return refine(model, self, graph=graph, event=event, plan=plan, batches=batches, ema=ema)
 
 
 def refine(
@@ -117,6 +121,7 @@ def refine(
     event: Event | None = None,
     plan: GrowthPlan | None = None,
     batches: Iterable[Any] | None = None,
+    ema: Sequence[nn.Module] = (),
 ) -> Refinement:
     """Move a model's neurons apart, in place; works on any module, grown or not.
 
@@ -130,6 +135,7 @@ def refine(
         event: The growth event that this follows; needed for ``neurons="new"`` unless there is a plan.
         plan: The plan of that event; needed for ``neurons="new_and_parents"``.
         batches: Model inputs for re-estimating batch norms.
+        ema: Averaged copies of the model, whose weights move by as much and whose norms are re-estimated alike.
 
     Returns:
         What it did.
@@ -157,9 +163,15 @@ def refine(
     )
     free, notes = _free(model, similarity, layers, graph, event, plan)
     before = None if graph is None else _outputs(model, graph.example_inputs)
-    changes = _move(layers, free, similarity)
+    with followed(model, layers, ema):
+        changes = _move(layers, free, similarity)
     now = time.perf_counter()
-    done = reestimate_norms(model, batches, similarity.reestimate_norms) if norms and batches is not None else 0
+    done = 0
+    if norms and batches is not None:
+        batches = list(islice(batches, similarity.reestimate_norms)) if ema else batches
+        done = reestimate_norms(model, batches, similarity.reestimate_norms)
+        for average in map(inner, ema):
+            reestimate_norms(average, batches, similarity.reestimate_norms)
     norm_seconds = time.perf_counter() - now
     moved = None
     if before is not None and graph is not None:
@@ -194,18 +206,28 @@ def _move(layers: Sequence[Layer], free: Sequence[Tensor], similarity: Similarit
         start = torch.cat([layers[i].matrices().detach() for i in indices])
         mask = torch.cat([free[i] for i in indices])
         end = descend(start, mask, similarity)
-        measured = _measure(start, end, mask)
+        measured, counts = _measure(start, end, mask)
         if not bool(torch.isfinite(end).all() & torch.isfinite(measured).all()):
             raise ConfigError(
                 f"A similarity.lr of {similarity.lr:g} makes weights infinite and the model is as it was: lower it, "
                 "or turn literal off."
             )
         sizes = [layers[i].groups for i in indices]
-        for i, matrices, values in zip(indices, end.split(sizes), measured.split(sizes), strict=True):
+        portions = zip(indices, end.split(sizes), measured.split(sizes), counts.split(sizes), strict=True)
+        for i, matrices, values, pairs in portions:
             mu, mu_after, new, new_after, change, moved = values.mean(0).tolist()
             some = bool(free[i].any())
+            earlier, later = (tuple(row) for row in pairs.sum(0).tolist())
             line = LayerChange(
-                layers[i].name, mu, mu_after, new if some else None, new_after if some else None, change, moved
+                layers[i].name,
+                mu,
+                mu_after,
+                new if some else None,
+                new_after if some else None,
+                change,
+                moved,
+                earlier,
+                later,
             )
             results[i] = matrices, line
     with torch.no_grad():
@@ -276,8 +298,8 @@ def _step_on_sums(current: Tensor, previous: Tensor, absolute: Tensor, rate: Ten
     return step * share[:, None, None]
 
 
-def _measure(start: Tensor, end: Tensor, free: Tensor) -> Tensor:
-    """Return the six numbers of a ``LayerChange`` for each matrix, (L, 6)."""
+def _measure(start: Tensor, end: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the six numbers of a ``LayerChange`` for each matrix, (L, 6), and its two histograms, (L, 2, bins)."""
     maps, maps_after = of_cosine_map(start), of_cosine_map(end)
     size = torch.linalg.vector_norm(start, dim=(1, 2))
     columns = (
@@ -288,7 +310,7 @@ def _measure(start: Tensor, end: Tensor, free: Tensor) -> Tensor:
         of_weight_change(end.sum((1, 2)), start.sum((1, 2)), size, literal=True),
         torch.linalg.vector_norm(end - start, dim=(1, 2)) / torch.where(size == 0, 1, size),
     )
-    return torch.stack(columns, 1).double()
+    return torch.stack(columns, 1).double(), torch.stack([of_histogram(maps), of_histogram(maps_after)], 1)
 
 
 @torch.no_grad()

@@ -1,4 +1,8 @@
-"""Piecewise linear activations with the second derivative of a softplus, and batch norm as the affine map it is."""
+"""What lies between linear maps, made cheap to differentiate twice.
+
+Piecewise linear activations have the second derivative of a softplus, batch norm is the affine map it is in eval mode,
+and a depthwise filter is a linear map of its input alone.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +12,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 SHARPNESS = 3.0
 
 
-class _Step(torch.autograd.Function):
-    """1 where z > 0, else 0; its derivative is that of sigmoid(3z): 3 s (1 - s)."""
+class _ReluGradient(torch.autograd.Function):
+    """g where z > 0, else 0; the derivative by z is that of g sigmoid(3z): 3 g s (1 - s)."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return (z > 0).to(z)
+    def forward(ctx: Any, g: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(g, z)
+        return torch.ops.aten.threshold_backward(g, z, 0)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (z,) = ctx.saved_tensors
-        s = torch.sigmoid(SHARPNESS * z)
-        return gradients[0] * SHARPNESS * s * (1 - s)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        g, z = ctx.saved_tensors
+        by_g = torch.ops.aten.threshold_backward(gradients[0], z, 0) if ctx.needs_input_grad[0] else None
+        s = (SHARPNESS * z).sigmoid_()
+        return by_g, torch.ops.aten.sigmoid_backward((gradients[0] * g).mul_(SHARPNESS), s)
 
 
 class _Relu(torch.autograd.Function):
@@ -32,14 +38,17 @@ class _Relu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(z)
-        return z.clamp(min=0)
+        return torch.ops.aten.relu(z)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor | None) -> Tensor | None:
+        if gradients[0] is None:
+            return None
         (z,) = ctx.saved_tensors
-        step: Tensor = _Step.apply(z)
-        return gradients[0] * step
+        result: Tensor = _ReluGradient.apply(gradients[0], z)
+        return result
 
 
 def relu(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -70,7 +79,57 @@ def batch_norm(
     shift = -mean * scale
     shift = shift if bias is None else shift + bias
     shape = (1, -1) + (1,) * (x.ndim - 2)
-    return x * scale.view(shape) + shift.view(shape)
+    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map and its transpose, each the derivative of the other; nothing is stored."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, to: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.maps = back, to
+        return to(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return (None if gradients[0] is None else _Linear.apply(gradients[0], *ctx.maps)), None, None
+
+
+TRANSPOSES: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.conv1d: conv1d_input, F.conv2d: conv2d_input, F.conv3d: conv3d_input,
+}  # fmt: skip
+
+
+def depthwise(
+    func: Callable[..., Any], x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """Return a depthwise convolution whose weight is constant.
+
+    PyTorch's second derivative of a convolution works out a part for the weight, group by group, wanted or not.
+
+    Args:
+        func: The convolution.
+        x: Its input.
+        weight: Its weight, (groups · m, 1, ...).
+        bias: Its bias, constant too.
+        stride: As in ``torch.nn.functional.conv2d``, and so are the others.
+        padding: Likewise.
+        dilation: Likewise.
+        groups: Likewise.
+
+    Returns:
+        The output.
+    """
+    if func not in TRANSPOSES or isinstance(padding, str):
+        result: Tensor = func(x, weight, bias, stride, padding, dilation, groups)
+        return result
+    rest = (stride, padding, dilation, groups)
+    y: Tensor = _Linear.apply(
+        x, lambda x: func(x, weight, None, *rest), lambda g, shape=x.shape: TRANSPOSES[func](shape, weight, g, *rest)
+    )
+    return y if bias is None else y + bias.view(-1, *[1] * (weight.ndim - 2))
 
 
 SMOOTHED: dict[Callable[..., Any], Callable[..., Tensor]] = {

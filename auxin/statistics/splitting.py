@@ -16,145 +16,65 @@ between the cuts, one weight gradient. No d×d matrix is formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, normalise_inputs
-from auxin.statistics.activations import SMOOTHED
 from auxin.statistics.batches import Batch, precision
+from auxin.statistics.cut import Call, Cut
+from auxin.statistics.parts import MICRO_BATCH, Part, in_parts
 from auxin.statistics.units import Units, old_units
 from auxin.types import LossFn, Slot
 
-CONVOLUTIONS: tuple[Callable[..., Any], ...] = (
-    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
-)  # fmt: skip
-PLACES: dict[Callable[..., Any], tuple[int, int, int | None]] = {
-    **dict.fromkeys((F.linear, *CONVOLUTIONS), (0, 1, 2)),
-    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm), (0, 1, None)),
-    torch.addmm: (1, 2, 0),
-    F.embedding: (0, 1, None),
-}
-"""Where each linear map takes its input, its weight and its bias."""
 
+class _Frozen:
+    """The forward of a model on constant copies of its parameters and buffers, in the precision of statistics."""
 
-@dataclass
-class Call:
-    """One linear map of one forward: y = f(x, weight)."""
-
-    name: str
-    linear: Callable[[Tensor], Tensor]
-    x: Tensor
-    y: Tensor
-    groups: int = 1
-
-
-class _Cut(TorchFunctionMode):
-    """Intercepts the linear maps of a forward; ``replay`` returns stored outputs in place of computing them."""
-
-    def __init__(self, names: Mapping[int, str], replay: Sequence[Tensor] = ()) -> None:
-        super().__init__()
-        self.names, self.replay = names, replay
-        self.calls: list[Call] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in SMOOTHED:
-            return SMOOTHED[func](*args, **kwargs)
-        places = PLACES.get(func)
-        if places is None:
-            return func(*args, **kwargs)
-        args, kwargs = _positional(args, kwargs)
-        weight = args[places[1]] if len(args) > places[1] else None
-        name = self.names.get(id(weight))
-        groups = _groups(func, args, kwargs)
-        # A depthwise filter treats channels one by one: it belongs to what lies between the cuts.
-        if weight is None or name is None or (groups > 1 and weight.shape[1] == 1):
-            return func(*args, **kwargs)
-        return self._cut(func, places, name, groups, list(args), kwargs)
-
-    def _cut(self, func: Any, places: Any, name: str, groups: int, args: list[Any], kwargs: dict[str, Any]) -> Tensor:
-        x_at, weight_at, bias_at = places
-        x = args[x_at]
-        x = x.view_as(x)
-        stored = x.detach()
-        if self.replay:
-            y = self.replay[len(self.calls)]
-        else:
-            y = func(*[x if i == x_at else arg for i, arg in enumerate(args)], **kwargs)
-            y = y if y.requires_grad else y.requires_grad_()
-
-        def linear(weight: Tensor) -> Tensor:
-            given = list(args)
-            given[x_at], given[weight_at] = stored, weight
-            if bias_at is not None and len(given) > bias_at and given[bias_at] is not None:
-                given[bias_at] = torch.zeros_like(given[bias_at])
-            result: Tensor = func(*given, **kwargs)
-            return result
-
-        self.calls.append(Call(name, linear, x, y, groups))
-        # A leaf may not be changed in place, as a model may do with its own activation.
-        return y.clone()
-
-
-def _positional(args: Any, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return arguments with input, weight and bias in their places, also where they were given by name."""
-    kwargs = dict(kwargs)
-    for name in ("input", "weight", "bias"):
-        if name in kwargs and len(args) == ("input", "weight", "bias").index(name):
-            args = (*args, kwargs.pop(name))
-    return tuple(args), kwargs
-
-
-def _groups(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    if func not in CONVOLUTIONS:
-        return 1
-    return int(kwargs.get("groups", args[6] if len(args) > 6 else 1))
-
-
-class Curvature:
-    """The stored linear maps of one batch, and products with the splitting matrices of all neurons."""
-
-    def __init__(self, model: nn.Module, batch: Batch, loss_fn: LossFn) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
         state = {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
         dtype = precision(model)
         self.weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
         self.names = {id(self.weights[name]): name for name, _ in model.named_parameters()}
-        first = _Cut(self.names)
-        loss = self._forward(model, batch, loss_fn, first)
-        inputs = [call.x for call in first.calls if call.x.requires_grad]
-        gradients = iter(torch.autograd.grad(loss, inputs, materialize_grads=True) if inputs else ())
-        fixed = [next(gradients) if call.x.requires_grad else None for call in first.calls]
-        outputs = [call.y.detach().requires_grad_() for call in first.calls]
-        del loss, first, inputs
-        second = _Cut(self.names, outputs)
-        self._forward(model, batch, loss_fn, second)
-        self.calls = second.calls
-        terms = [
-            (g * call.x).sum()
-            for g, call in zip(fixed, self.calls, strict=True)
-            if g is not None and call.x.requires_grad
-        ]
-        self.slopes: list[Tensor | None] = [None] * len(outputs)
-        if terms:
-            slopes = torch.autograd.grad(torch.stack(terms).sum(), outputs, create_graph=True, allow_unused=True)
+
+    def __call__(self, inputs: Any, cut: Cut | None = None) -> Any:
+        args, kwargs = clone_tensors(normalise_inputs(inputs))
+        state = {n: t if id(t) in self.names else t.clone() for n, t in self.weights.items()}
+        with cut or nullcontext():
+            return functional_call(self.model, state, args, kwargs)
+
+    def calls(self, inputs: Any) -> list[Call]:
+        """Return the linear maps of a forward."""
+        cut = Cut(self.names)
+        with torch.no_grad():
+            self(inputs, cut)
+        return cut.calls
+
+
+class Curvature:
+    """The linear maps of some samples, and products with the splitting matrices of all neurons, summed over them."""
+
+    def __init__(self, forward: _Frozen, part: Part) -> None:
+        cut = Cut(forward.names)
+        objective = part.objective(forward(part.inputs, cut))
+        self.calls = cut.calls
+        inputs = [call.x for call in self.calls if call.x.requires_grad]
+        self.slopes: list[Tensor | None] = [None] * len(self.calls)
+        if inputs:
+            fixed = torch.autograd.grad(objective, inputs, retain_graph=True, materialize_grads=True)
+            cut.switch.closed = True
+            slopes = torch.autograd.grad(
+                inputs, [call.y for call in self.calls], fixed, create_graph=True, allow_unused=True
+            )
             self.slopes = [s if s is not None and s.requires_grad else None for s in slopes]
         for call in self.calls:
             call.x = call.x.detach()
-
-    def _forward(self, model: nn.Module, batch: Batch, loss_fn: LossFn, cut: _Cut) -> Tensor:
-        args, kwargs = clone_tensors(normalise_inputs(batch.inputs))
-        state = {n: t if id(t) in self.names else t.clone() for n, t in self.weights.items()}
-        with cut:
-            output = functional_call(model, state, args, kwargs)
-        return loss_fn(output, batch.target)
 
     def product(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return S v for all neurons.
@@ -187,12 +107,16 @@ class Curvature:
 class SplittingMatrices:
     """Products with the splitting matrices of the neurons of some groups, averaged over batches.
 
+    Every product goes through all batches again, part by part: a forward and a backward of each part, whose graph is
+    dropped once it is multiplied. A single part is kept.
+
     Args:
         model: The model in eval mode, only read.
         graph: Its graph.
         batches: The batches, fixed.
         loss_fn: The loss of (output, target).
         groups: Names of the groups.
+        micro_batch: Samples that are held in memory at once; None for whole batches.
 
     Attributes:
         units: For each group that can be treated, where its neurons' incoming weights lie.
@@ -203,12 +127,16 @@ class SplittingMatrices:
     """
 
     def __init__(
-        self, model: nn.Module, graph: Graph, batches: Sequence[Batch], loss_fn: LossFn, groups: Sequence[str]
-    ) -> None:
-        self.parts = [Curvature(model, batch, loss_fn) for batch in batches]
+        self, model: nn.Module, graph: Graph, batches: Sequence[Batch], loss_fn: LossFn, groups: Sequence[str],
+        micro_batch: int | None = MICRO_BATCH,
+    ) -> None:  # fmt: skip
+        self.forward = _Frozen(model)
+        self.parts = [part for batch in batches for part in in_parts(self.forward, batch, loss_fn, micro_batch)]
+        self.num_batches = len(batches)
+        self.kept = Curvature(self.forward, self.parts[0]) if len(self.parts) == 1 else None
         self.units: dict[str, Units] = {}
         self.untreated: dict[str, str] = {}
-        cut = {call.name: call.groups for call in self.parts[0].calls}
+        cut = {call.name: call.groups for call in self.forward.calls(self.parts[-1].inputs)}
         taken: set[str] = set()
         for name in groups:
             slots = [s for s in graph[name].slots if s.role == "producer" and s.parameter in cut]
@@ -241,9 +169,11 @@ class SplittingMatrices:
                 spread[parameter] = spread[parameter] + tensor if parameter in spread else tensor
         total: dict[str, Tensor] = {}
         for part in self.parts:
-            for parameter, tensor in part.product(spread).items():
+            curvature = self.kept or Curvature(self.forward, part)
+            for parameter, tensor in curvature.product(spread).items():
                 total[parameter] = total[parameter] + tensor if parameter in total else tensor
-        mean = {parameter: tensor / len(self.parts) for parameter, tensor in total.items()}
+            del curvature  # Before the next part's is built.
+        mean = {parameter: tensor / self.num_batches for parameter, tensor in total.items()}
         return {
             name: self.units[name].gather({key: mean[key.rpartition(":")[0]] for key in self.units[name].places})
             for name in vectors
@@ -251,7 +181,7 @@ class SplittingMatrices:
 
     def weights(self, group: str) -> Tensor:
         """Return the incoming weights θ of a group's neurons, shape (units, incoming weights)."""
-        stored = self.parts[0].weights
+        stored = self.forward.weights
         return self.units[group].gather({key: stored[key.rpartition(":")[0]] for key in self.units[group].places})
 
     def dense(self, group: str) -> Tensor:

@@ -90,7 +90,9 @@ class IdentityBlock(nn.Module):
         with torch.no_grad():
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
-            norm.bias.copy_(mean)
+            # A unit that is off must stay off: rounded upwards, x = 0 would pass ReLU's gradient, at random.
+            margin = 8 * torch.finfo(norm.bias.dtype).eps * mean.abs()
+            norm.bias.copy_(mean - margin)
             norm.weight.copy_((variance + norm.eps).sqrt())
 
     def forward(self, x: Tensor) -> Tensor:

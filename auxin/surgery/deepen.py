@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs
-from auxin.surgery.blocks import GROWN, attach, build_block, detach_last
+from auxin.surgery.blocks import GROWN, IdentityBlock, attach, build_block, detach_last
 from auxin.surgery.optimizer import add_parameters
 from auxin.surgery.transaction import Transaction
 from auxin.types import Deepen, DepthSite
@@ -53,36 +53,45 @@ def block_options(site: DepthSite, op: Deepen) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def channel_statistics(model: nn.Module, host: nn.Module, kind: str, batches: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Return mean and variance per channel of a module's output, with batch norms upstream in training mode.
+def channel_statistics(
+    model: nn.Module, kinds: Mapping[str, str], batches: Sequence[Any]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return mean and variance per channel of some modules' outputs, with batch norms upstream in training mode.
 
     Args:
         model: The model; its buffers come back as they were.
-        host: The module.
-        kind: Kind of the edge, which says where the channel axis is.
+        kinds: For each module's path the kind of its output edge, which says where the channel axis is.
         batches: Model inputs.
 
     Returns:
-        Mean and (biased) variance over all other dimensions, each of shape (channels,).
+        For each path mean and (biased) variance over all other dimensions, each of shape (channels,).
     """
-    total: list[Tensor] = []
+    total: dict[str, list[Tensor]] = {path: [] for path in kinds}
 
-    def record(module: nn.Module, args: Any, output: Tensor) -> None:
+    def record(path: str, output: Tensor) -> None:
+        kind = kinds[path]
         channel = output.ndim - 1 if kind == "linear" else output.ndim - 1 - int(kind[4])
         flat = output.detach().to(torch.float64).movedim(channel, 0).reshape(output.shape[channel], -1)
-        total.append(torch.stack([flat.sum(1), flat.square().sum(1), torch.full_like(flat[:, 0], flat.shape[1])]))
+        total[path].append(torch.stack([flat.sum(1), flat.square().sum(1), torch.full_like(flat[:, 0], flat.shape[1])]))
 
-    handle = host.register_forward_hook(record)
+    handles = [
+        model.get_submodule(path).register_forward_hook(lambda module, args, output, path=path: record(path, output))
+        for path in kinds
+    ]
     try:
         with evaluation(model), _norms_in_training(model):
             for batch in batches:
                 args, kwargs = clone_tensors(normalise_inputs(batch))
                 model(*args, **kwargs)
     finally:
-        handle.remove()
-    sums, squares, counts = torch.stack(total).sum(0)
-    mean = sums / counts
-    return mean, (squares / counts - mean.square()).clamp(min=0)
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for path, parts in total.items():
+        sums, squares, counts = torch.stack(parts).sum(0)
+        mean = sums / counts
+        found[path] = mean, (squares / counts - mean.square()).clamp(min=0)
+    return found
 
 
 @contextmanager
@@ -123,25 +132,44 @@ def deepen_model(
         The block's keyword arguments.
     """
     site = graph.site(op.site)
-    options = block_options(site, op)
     existing = dict(model.named_parameters())
-    like = next((p for p in existing.values() if p.is_floating_point()), torch.zeros(()))
+    inputs = list(batches) if batches is not None else [graph.example_inputs]
     for target in (model, *copies):
-        block = build_block(like, **options)
+        block = insert(
+            target, site, op, channel_statistics(target, {site.name: site.kind}, inputs) if site.norm else {}
+        )
         place = target.get_submodule(site.name)
-        if site.norm:
-            inputs = list(batches) if batches is not None else [graph.example_inputs]
-            block.calibrate(*channel_statistics(target, place, site.kind, inputs))
+        change.on_rollback(lambda place=place: detach_last(place))  # type: ignore[misc]
         if op.noise:
             weight: Any = block.map.weight
             with torch.no_grad():
                 weight += op.noise * torch.randn(weight.shape, generator=generator).to(weight)
-        block.train(place.training)
         if target is not model:
             block.requires_grad_(False)
-        attach(place, block)
-        change.on_rollback(lambda place=place: detach_last(place))  # type: ignore[misc]
     new = {name: p for name, p in model.named_parameters() if name not in existing}
     for optimizer in optimizers:
         add_parameters(optimizer, model, new, site.name, change)
-    return options
+    return block_options(site, op)
+
+
+def insert(
+    model: nn.Module, site: DepthSite, op: Deepen, statistics: Mapping[str, tuple[Tensor, Tensor]]
+) -> IdentityBlock:  # fmt: skip
+    """Attach one block that starts as the identity, and nothing else.
+
+    Args:
+        model: The model.
+        site: Where.
+        op: The insertion.
+        statistics: For the site's name, mean and variance of what enters its norm (``channel_statistics``).
+
+    Returns:
+        The block.
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    block = build_block(like, **block_options(site, op))
+    if site.norm:
+        block.calibrate(*statistics[site.name])
+    place = model.get_submodule(site.name)
+    attach(place, block.train(place.training))
+    return block

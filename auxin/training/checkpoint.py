@@ -12,9 +12,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ class Checkpoint:
         schedule: State of the learning rate.
         metrics: Metrics of that epoch, the size of the model included.
         seconds: Time trained so far.
+        run: What the Trainer adds: the images' normalisation, the best epoch of this size, why growth ended, the costs.
     """
 
     config: dict[str, Any]
@@ -59,6 +61,7 @@ class Checkpoint:
     schedule: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 def save(checkpoint: Checkpoint, manifest: Path) -> Path:
@@ -119,8 +122,10 @@ def load(manifest: Path) -> Checkpoint:
     """
     document = _read_manifest(manifest)
     tensors = _read_tensors(manifest, document["tensors"])
+    # A field with a default is newer than the file, if the file lacks it.
+    known = [f.name for f in fields(Checkpoint) if f.name in document or f.default_factory is f.default is MISSING]
     try:
-        values = {name: _put_tensors(document[name], tensors) for name in Checkpoint.__dataclass_fields__}
+        values = {name: _put_tensors(document[name], tensors) for name in known}
     except KeyError as error:
         raise CheckpointError(f"Checkpoint {manifest} is incomplete: it has no {error}; use another one.") from error
     return Checkpoint(**values)
@@ -184,6 +189,16 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def remove(manifest: Path) -> None:
+    """Remove a checkpoint, the manifest first, so that a kill leaves no manifest without tensors.
+
+    Args:
+        manifest: Path of the JSON file; may be absent.
+    """
+    manifest.unlink(missing_ok=True)
+    _clean(manifest, "")
+
+
 def _sync_folder(folder: Path) -> None:
     # The rename itself must reach the disk; some file systems cannot sync a folder, and need not.
     try:
@@ -200,8 +215,10 @@ def _sync_folder(folder: Path) -> None:
 
 def _clean(manifest: Path, keep: str) -> None:
     """Remove the tensor files and drafts of earlier saves; failing to is no reason to stop a run."""
+    # Not "rung-00-best-...", which belongs to another manifest.
+    ours = re.compile(rf"{re.escape(manifest.stem)}-\d{{5,}}-[0-9a-f]{{8}}\.(safetensors|json\.part)")
     for path in manifest.parent.glob(f"{manifest.stem}-*"):
-        if path.name != keep and path.suffix in {".safetensors", ".part"}:
+        if path.name != keep and ours.fullmatch(path.name):
             try:
                 path.unlink()
             except OSError:

@@ -33,6 +33,10 @@ class DataConfig:
         source: "digits" (embedded), a Hugging Face hub name, or a local folder of parquet files or images.
         val_fraction: Share of the training images held out for validation, 0 to 1.
         seed: Seed of that split.
+        image_column: Column that holds the images; null finds it.
+        label_column: Column that holds the labels, such as coarse_label of CIFAR-100; null finds it.
+        image_size: Side, or [height, width], in pixels to resize to; null is the most common size of the set.
+        channels: 1 for grey, 3 for colour; null is grey where all images are.
         crop: Padding of the random crop in pixels; 0 turns it off, null is an eighth of the image.
         flip: Mirror half of the images left to right; null decides by the images and class names.
         cutout: Side in pixels of the square that is blanked out; 0 turns it off.
@@ -41,12 +45,22 @@ class DataConfig:
     source: str = "digits"
     val_fraction: float = 0.1
     seed: int = 0
+    image_column: str | None = None
+    label_column: str | None = None
+    image_size: int | list[int] | None = None
+    channels: int | None = None
     crop: int | None = None
     flip: bool | None = None
     cutout: int = 0
 
     def __post_init__(self) -> None:
         _require(0 < self.val_fraction < 1, f"data.val_fraction is {self.val_fraction}: give a share between 0 and 1.")
+        sides = self.image_size if isinstance(self.image_size, list) else [self.image_size or 1] * 2
+        _require(
+            self.image_size != 0 and len(sides) == 2 and min(sides) > 0,
+            f"data.image_size is {self.image_size}: give one side in pixels, [height, width], or null.",
+        )
+        _require(self.channels in (None, 1, 3), f"data.channels is {self.channels}: give 1 (grey), 3 (colour) or null.")
         _require(self.crop is None or self.crop >= 0, f"data.crop is {self.crop}: give 0 or more pixels, or null.")
         _require(self.cutout >= 0, f"data.cutout is {self.cutout}: give 0 or more pixels.")
 
@@ -58,10 +72,12 @@ class ModelConfig:
     Attributes:
         name: A name of auxin.models, such as vgg16, mobilenet_v1 or resnet20, or your own package.module:factory.
         kwargs: Further arguments of the model, such as {width: 16} (channels).
+        start: A checkpoint, such as a rung of a ladder, whose size and weights to begin with; null begins anew.
     """
 
     name: str = "vgg16"
     kwargs: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
 
 
 @dataclass
@@ -69,16 +85,16 @@ class OptimizerConfig:
     """How a gradient becomes a step.
 
     Attributes:
-        name: "sgd" or "adamw".
+        name: "sgd", "adam" or "adamw".
         lr: Learning rate at the top of the schedule.
         momentum: Momentum of sgd, 0 to 1.
         nesterov: Whether that momentum looks ahead.
-        betas: Decay rates of adamw's two moments.
-        eps: Added to adamw's denominator.
-        weight_decay: L2 penalty (sgd) or decoupled decay (adamw), per step and learning rate.
+        betas: Decay rates of the two moments of adam and adamw.
+        eps: Added to their denominator.
+        weight_decay: L2 penalty (sgd, adam) or decoupled decay (adamw), per step and learning rate.
     """
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = True
@@ -101,20 +117,25 @@ class ScheduleConfig:
     """How the learning rate moves.
 
     Attributes:
-        name: "cosine" (to floor at the last epoch), "step" (times gamma at each milestone) or "constant".
+        name: "cosine" (to floor at the last epoch), "step" (times gamma at each milestone), "plateau" (times factor
+            when the validation loss stops improving) or "constant".
         warmup: Linear rise from 0 in epochs, fractions allowed.
-        floor: Where cosine ends, as a share of optimizer.lr.
+        floor: Where cosine ends and plateau stops falling, as a share of optimizer.lr.
         milestones: Epochs at which step multiplies by gamma.
         gamma: That factor.
+        factor: What plateau multiplies by.
+        patience: Epochs in a row without improvement that plateau lets pass; the next one lowers the rate.
         after_growth: "keep" lets one schedule span the run; "restart" begins it again, warmup included,
-            over the epochs that remain after each growth event.
+            over the epochs that remain after each growth event (plateau: at the top rate, the best loss forgotten).
     """
 
-    name: Literal["cosine", "step", "constant"] = "cosine"
+    name: Literal["cosine", "step", "plateau", "constant"] = "cosine"
     warmup: float = 0.0
     floor: float = 0.0
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.1
+    factor: float = 0.1
+    patience: int = 10
     after_growth: Literal["keep", "restart"] = "keep"
 
     def __post_init__(self) -> None:
@@ -124,6 +145,8 @@ class ScheduleConfig:
             self.name != "step" or bool(self.milestones),
             "schedule.name is step but schedule.milestones is empty: list the epochs at which the rate drops.",
         )
+        _require(0 < self.factor < 1, f"schedule.factor is {self.factor}: give a share between 0 and 1, such as 0.5.")
+        _require(self.patience >= 0, f"schedule.patience is {self.patience}: give 0 or more epochs.")
 
 
 @dataclass
@@ -134,6 +157,7 @@ class TrainConfig:
         epochs: Passes over the training images.
         batch_size: Images per step.
         label_smoothing: Share of the target spread over all classes, 0 to 1.
+        l1: Coefficient of the sum of the absolute values of all parameters, added to the training loss.
         precision: "bf16-mixed" (autocast, weights stay fp32) or "32-true".
         channels_last: Store images and convolution weights as NHWC, faster for convolutions.
         clip_norm: Largest gradient norm allowed, or null.
@@ -141,11 +165,13 @@ class TrainConfig:
         seed: Seed of weights, order and augmentation; each epoch derives its own.
         threads: CPU threads; null leaves torch's choice. 1 is far faster on a machine that is busy with other work.
         device: "auto", "cpu" or "cuda".
+        energy: Count the run's electricity; needs the extra auxin[energy].
     """
 
     epochs: int = 250
     batch_size: int = 128
     label_smoothing: float = 0.0
+    l1: float = 0.0
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     channels_last: bool = True
     clip_norm: float | None = None
@@ -153,11 +179,13 @@ class TrainConfig:
     seed: int = 0
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    energy: bool = False
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"train.epochs is {self.epochs}: give at least 1.")
         _require(self.batch_size >= 1, f"train.batch_size is {self.batch_size}: give at least 1 image.")
         _require(0 <= self.label_smoothing < 1, f"train.label_smoothing is {self.label_smoothing}: give 0 to below 1.")
+        _require(self.l1 >= 0, f"train.l1 is {self.l1}: give 0 or more.")
         _require(
             self.clip_norm is None or self.clip_norm > 0, "train.clip_norm must be above 0, or null to turn it off."
         )
@@ -167,15 +195,72 @@ class TrainConfig:
 
 
 @dataclass
+class NaturalConfig:
+    """When and where the expansion score grows the model, if growth.trigger is natural.
+
+    Attributes:
+        tau: Grow where the score of the model with a proposal exceeds this many times the current one.
+        alpha: Smallest gain of the score.
+        times: Largest number of events; null has no limit.
+        most: Proposals to carry out in one event, the best of those that pass.
+        widen: Units to add to a width group; below 1, a share of its size; 0 never widens.
+        deepen: Whether to add layers.
+        blocks: Module paths in each of which all groups widen together; null treats groups alone.
+        within: Module paths that growth is confined to; null allows all.
+        max_layers: Layers that a depth site may be given; null has no limit.
+        kernel_size: Of new convolutions, odd.
+        noise: Standard deviation of noise on new identity layers.
+        penalty: Scores are multiplied by exp(-penalty * added_parameters^2); the paper has 1e-7.
+        relative_penalty: The same with the added cost as a share of the cost there is.
+        cost: What relative_penalty counts, "parameters" or "flops".
+        samples: Validation images to score on, as many of each class, not augmented.
+        form: "gram" (exact), "blockwise", "diagonal" or "kfac".
+        fisher: "empirical", "sampled" (labels drawn from the model) or "ggn".
+        damping: Damping of the Fisher matrix; null chooses it at each decision.
+        target: Where the current model's score shall then lie, 0 to 1.
+        memory: For stored per-sample gradients, such as 128MB; less memory takes more passes.
+        chunk: Images in one forward.
+    """
+
+    tau: float = 1.1
+    alpha: float = 0.0
+    times: int | None = None
+    most: int = 1
+    widen: float = 4
+    deepen: bool = True
+    blocks: list[str] | None = None
+    within: list[str] | None = None
+    max_layers: int | None = 10
+    kernel_size: int = 3
+    noise: float = 0.0
+    penalty: float = 0.0
+    relative_penalty: float = 0.0
+    cost: Literal["parameters", "flops"] = "parameters"
+    samples: int = 512
+    form: Literal["gram", "blockwise", "diagonal", "kfac"] = "gram"
+    fisher: Literal["empirical", "sampled", "ggn"] = "empirical"
+    damping: float | None = None
+    target: float = 0.5
+    memory: str = "64MB"
+    chunk: int = 16
+
+    def __post_init__(self) -> None:
+        _require(self.tau >= 0, f"growth.natural.tau is {self.tau}: give 0 or more, such as 1.1.")
+        _require(self.samples >= 2, f"growth.natural.samples is {self.samples}: give at least 2 images.")
+        _require(self.kernel_size % 2 == 1, f"growth.natural.kernel_size is {self.kernel_size}: give an odd number.")
+
+
+@dataclass
 class GrowthConfig:
     """When, where and how much the model grows.
 
     Attributes:
         method: A name of auxin.methods.METHODS, such as net2net or random; null never grows.
-        trigger: "every" (each `every` epochs) or "plateau" (when `metric` stops improving).
+        trigger: "every" (each `every` epochs), "plateau" (when `metric` stops improving) or "natural" (when the natural
+            expansion score says that a growth would pay).
         every: Epochs between events.
         start: First epoch after which an event may happen, counted from 1; null is `every`.
-        times: Largest number of events; null has no limit.
+        times: Largest number of events; null has no limit, nor has a run with a target.
         metric: What plateau watches: val_loss, val_accuracy, train_loss or train_accuracy.
         patience: Epochs without improvement before plateau fires.
         min_delta: Smallest change of metric that counts as improvement.
@@ -185,16 +270,18 @@ class GrowthConfig:
         count: Amount added at each event, such as 8 or "30k".
         of: What ratio and count measure: neurons, parameters or flops.
         scope: "per_group" applies the budget to each width group, "global" to the whole model.
-        until: Final cap such as "params<=325k"; null has none.
+        until: Final cap such as "params<=325k", or several with commas between them; null has none.
         allow_inexact: Also grow groups whose growth changes the function.
         carry_state: Keep the optimizer's moments of old units across an event; false starts them anew.
+        kwargs: Further arguments of the method, such as {criterion: activation} of orthogonal.
         similarity: Move neurons apart after each event, such as {iterations: 15}; null does not. Its settings are
             iterations, mean_similarity, weight_change, literal, lr, relative, neurons (new, new_and_parents or all),
             layers, depthwise, classifier and reestimate_norms (batches).
+        natural: Settings of the natural trigger. start and cooldown above count for it too, not the budget.
     """
 
     method: str | None = "net2net"
-    trigger: Literal["every", "plateau"] = "every"
+    trigger: Literal["every", "plateau", "natural"] = "every"
     every: int = 50
     start: int | None = None
     times: int | None = 4
@@ -210,7 +297,9 @@ class GrowthConfig:
     until: str | None = None
     allow_inexact: bool = False
     carry_state: bool = True
+    kwargs: dict[str, Any] = field(default_factory=dict)
     similarity: Similarity | None = None
+    natural: NaturalConfig = field(default_factory=NaturalConfig)
 
     def __post_init__(self) -> None:
         self.count = round(parse_number(str(self.count)))
@@ -219,6 +308,38 @@ class GrowthConfig:
         _require(self.count >= 1, f"growth.count is {self.count}: give at least 1.")
         _require(self.times is None or self.times >= 0, f"growth.times is {self.times}: give 0 or more, or null.")
         _require(self.patience >= 1, f"growth.patience is {self.patience}: give at least 1 epoch.")
+
+
+@dataclass
+class TargetConfig:
+    """Where growth ends; the epochs that are left are spent at the size reached. The first target reached counts.
+
+    Attributes:
+        params: Number of parameters not to exceed, such as 100k; the last event is shrunk to fit.
+        flops: FLOPs of one image's forward pass not to exceed, such as 20M; likewise.
+        accuracy: Validation accuracy that is enough, 0 to 1.
+    """
+
+    params: int | str | None = None
+    flops: int | str | None = None
+    accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("params", "flops"):
+            value = getattr(self, name)
+            if value is not None:
+                number = round(parse_number(str(value)))
+                _require(number >= 1, f"target.{name} is {value}: give at least 1, or null.")
+                setattr(self, name, number)
+        _require(
+            self.accuracy is None or 0 < self.accuracy <= 1,
+            f"target.accuracy is {self.accuracy}: give a share above 0 and up to 1, such as 0.9.",
+        )
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any target."""
+        return (self.params, self.flops, self.accuracy) != (None, None, None)
 
 
 @dataclass
@@ -233,6 +354,7 @@ class RunConfig:
         schedule: The learning rate over time.
         train: Length, precision, seed.
         growth: The growth events.
+        target: Where growth ends.
     """
 
     name: str = "run"
@@ -242,6 +364,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
 
     def __post_init__(self) -> None:
         _require(

@@ -52,10 +52,29 @@ class RunFolder:
         """Folder of the checkpoints of each size."""
         return self.path / "ladder"
 
+    def finished(self, number: int) -> RunFolder:
+        """Return the folder of the run that trained a rung on, where there is one."""
+        return RunFolder(self.path / "finished" / f"rung-{number:02d}")
+
     @property
     def metrics(self) -> Path:
         """Metrics of each epoch as JSON lines; a CSV of the same name lies beside it."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def decisions(self) -> Path:
+        """Every decision to grow or not, as JSON lines; absent where the trigger does not say why."""
+        return self.path / "decisions.jsonl"
+
+    @property
+    def similarity(self) -> Path:
+        """How alike the neurons were before and after each event, as JSON."""
+        return self.path / "similarity.json"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run: one HTML file, rewritten while the run lasts."""
+        return self.path / "report.html"
 
     @property
     def tensorboard(self) -> Path:

@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from auxin.budgets import count, ratio
 from auxin.errors import ConfigError
+from auxin.expansion import Natural
 from auxin.grower import Grower
 from auxin.methods import METHODS
 from auxin.training.config import GrowthConfig
+from auxin.training.cost import Ledger
 from auxin.triggers import every, plateau
-from auxin.types import Budget, Trigger
+from auxin.types import Budget, Decider, Event, Method, Trigger
+
+
+class CountingGrower(Grower):
+    """A Grower that counts what its decisions cost: the FLOPs of surgery and refinement, and all others as scoring."""
+
+    ledger: Ledger
+
+    def step(self, *args: Any, **kwargs: Any) -> Event | None:
+        """Do what ``Grower.step`` does.
+
+        Args:
+            *args: As there.
+            **kwargs: As there.
+
+        Returns:
+            The event, or None if nothing grew.
+        """
+        with self.ledger.count("scoring"):
+            return super().step(*args, **kwargs)
+
+    def apply(self, *args: Any, **kwargs: Any) -> Event:
+        """Do what ``Grower.apply`` does.
+
+        Args:
+            *args: As there.
+            **kwargs: As there.
+
+        Returns:
+            The event.
+        """
+        with self.ledger.count("surgery"):
+            return super().apply(*args, **kwargs)
 
 
 def make_grower(
-    config: GrowthConfig, model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor, seed: int
+    config: GrowthConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    example: Tensor,
+    seed: int,
+    ledger: Ledger | None = None,
+    scoring: Callable[[int], tuple[Tensor, Tensor]] | None = None,
 ) -> Grower | None:
     """Return the object that grows a model between epochs, or None where the configuration wants no growth.
 
@@ -25,23 +69,29 @@ def make_grower(
         optimizer: Its optimizer, likewise.
         example: One input.
         seed: Seed of the new weights.
+        ledger: Takes the FLOPs of every decision and event; None counts them for nobody.
+        scoring: Returns that many held-out images and labels, for the natural trigger.
 
     Returns:
         The grower.
 
     Raises:
-        ConfigError: If there is no such method.
+        ConfigError: If there is no such method, or it has no such setting.
     """
     if config.method is None:
         return None
     if config.method not in METHODS:
         raise ConfigError(f"There is no growth method {config.method!r}: choose one of {', '.join(sorted(METHODS))}.")
-    return Grower(
+    try:
+        method: Method = replace(METHODS[config.method], **config.kwargs)  # type: ignore[type-var]
+    except TypeError as error:
+        raise ConfigError(f"growth.kwargs does not suit the method {config.method}: {error}.") from error
+    grower = CountingGrower(
         model,
         optimizer,
         example,
-        method=config.method,
-        trigger=_trigger(config),
+        method=method,
+        trigger=_trigger(config, scoring, seed),
         budget=_budget(config),
         until=config.until,
         seed=seed,
@@ -49,9 +99,19 @@ def make_grower(
         carry_state=config.carry_state,
         refine=config.similarity,
     )
+    grower.ledger = ledger or Ledger()
+    return grower
 
 
-def _trigger(config: GrowthConfig) -> Trigger:
+def _trigger(
+    config: GrowthConfig, scoring: Callable[[int], tuple[Tensor, Tensor]] | None, seed: int
+) -> Trigger | Decider:
+    if config.trigger == "natural":
+        options = dict(vars(config.natural))
+        samples = options.pop("samples")
+        data = scoring(samples) if scoring is not None else None
+        start = config.start or 1
+        return Natural(**options, cooldown=config.cooldown, start=start, data=data, num_samples=samples, seed=seed)
     if config.trigger == "plateau":
         return plateau(
             metric=config.metric,

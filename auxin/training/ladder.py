@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from auxin.errors import CheckpointError
 from auxin.models import build
 from auxin.surgery import History
 from auxin.training import checkpoint as checkpoints
+from auxin.training.account import Account
 from auxin.training.checkpoint import Checkpoint
+from auxin.training.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Rung:
         flops: FLOPs of one image's forward pass.
         val_accuracy: Validation accuracy after that epoch, 0 to 1.
         seconds: Time trained so far, smaller sizes included.
+        number: 0 for the size the run began with.
+        best: Whether it is the epoch of highest validation accuracy at this size, kept because it was not the last.
+        training_flops: FLOPs spent so far in the run: training, scoring and surgery; 0 where it was not counted.
+        energy_kwh: Electricity so far in kWh; None without a meter.
     """
 
     path: Path
@@ -36,18 +43,28 @@ class Rung:
     flops: int
     val_accuracy: float
     seconds: float
+    number: int = 0
+    best: bool = False
+    training_flops: int = 0
+    energy_kwh: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as ``2``, or ``2-best``."""
+        return f"{self.number}-best" if self.best else str(self.number)
 
 
-def rung_path(folder: Path, number: int) -> Path:
+def rung_path(folder: Path, number: int, best: bool = False) -> Path:
     """Return the manifest of a rung; 0 is the size the run began with."""
-    return folder / f"rung-{number:02d}.json"
+    return folder / f"rung-{number:02d}{'-best' if best else ''}.json"
 
 
-def rungs(folder: Path) -> list[Rung]:
+def rungs(folder: Path, best: bool = False) -> list[Rung]:
     """Return the rungs of a ladder, smallest size first.
 
     Args:
         folder: The ``ladder`` folder of a run.
+        best: Whether also the best epoch of each size, where it was not the last; it follows the last one.
 
     Returns:
         One entry per size; every checkpoint is verified.
@@ -55,20 +72,75 @@ def rungs(folder: Path) -> list[Rung]:
     Raises:
         CheckpointError: If one of them is damaged.
     """
-    found = []
-    for path in sorted(folder.glob("rung-*.json")):
-        saved = checkpoints.load(path)
-        found.append(
-            Rung(
-                path=path,
-                epoch=saved.epoch,
-                parameters=int(saved.metrics["parameters"]),
-                flops=int(saved.metrics["flops"]),
-                val_accuracy=saved.metrics["val_accuracy"],
-                seconds=saved.seconds,
-            )
-        )
-    return found
+    matches = (re.fullmatch(r"rung-(\d+)(-best)?\.json", path.name) for path in folder.glob("rung-*.json"))
+    names = sorted((int(match[1]), bool(match[2])) for match in matches if match)
+    return [_rung(folder, number, is_best) for number, is_best in names if best or not is_best]
+
+
+def _rung(folder: Path, number: int, best: bool) -> Rung:
+    path = rung_path(folder, number, best)
+    saved = checkpoints.load(path)
+    account = Account(saved.run.get("spent"))
+    return Rung(
+        path=path,
+        epoch=saved.epoch,
+        parameters=int(saved.metrics["parameters"]),
+        flops=int(saved.metrics["flops"]),
+        val_accuracy=saved.metrics["val_accuracy"],
+        seconds=saved.seconds,
+        number=number,
+        best=best,
+        training_flops=account.training_flops,
+        energy_kwh=saved.run.get("spent", {}).get("energy_kwh"),
+    )
+
+
+class LadderWriter:
+    """Puts the newest checkpoint of a run on its ladder: each size's last epoch, and its best one.
+
+    Args:
+        folder: Of the run.
+        best: The best epoch of this size so far, as a checkpoint remembers it; None for a fresh size.
+
+    Attributes:
+        best: Its ``epoch`` and ``val_accuracy``.
+    """
+
+    def __init__(self, folder: RunFolder, best: dict[str, float] | None = None) -> None:
+        self.folder = folder
+        self.best = best
+
+    def keep_best(self, row: Mapping[str, float], number: int) -> None:
+        """Take in an epoch, before its checkpoint is saved; the best one is copied only when a worse one replaces it.
+
+        Args:
+            row: The epoch's metrics.
+            number: Of the rung.
+        """
+        if self.best is None or row["val_accuracy"] >= self.best["val_accuracy"]:
+            self.best = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
+        elif self.best["epoch"] == row["epoch"] - 1:
+            self._copy(rung_path(self.folder.ladder, number, best=True))
+
+    def keep(self, number: int) -> Checkpoint:
+        """Make the newest checkpoint the last one of its size.
+
+        Args:
+            number: Of the rung.
+
+        Returns:
+            That checkpoint.
+        """
+        saved = self._copy(rung_path(self.folder.ladder, number))
+        if self.best is not None and self.best["epoch"] == saved.epoch:
+            checkpoints.remove(rung_path(self.folder.ladder, number, best=True))
+        return saved
+
+    def _copy(self, place: Path) -> Checkpoint:
+        # Read back, so it is known to be whole.
+        saved = checkpoints.load(self.folder.last)
+        checkpoints.save(saved, place)
+        return saved
 
 
 def load_model(manifest: Path | str, base: nn.Module | None = None) -> nn.Module:

@@ -31,9 +31,8 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Opt
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
         )
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
-    )
+    adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return adam(parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
 
 
 def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:

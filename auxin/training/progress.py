@@ -15,11 +15,15 @@ class EpochProgress:
     Args:
         epochs: Length of the run.
         console: Where to write; ``Console(quiet=True)`` writes nothing.
+
+    Attributes:
+        label: What stands before each epoch, for one of several runs.
     """
 
     def __init__(self, epochs: int, console: Console | None = None) -> None:
         self.console = console or Console()
         self.epochs = epochs
+        self.label = ""
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -54,7 +58,7 @@ class EpochProgress:
             return
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=steps)
+        self._task = self._bar.add_task(f"{self.label}epoch {epoch + 1}/{self.epochs}", total=steps)
 
     def advance(self) -> None:
         """Count one step."""
@@ -68,7 +72,7 @@ class EpochProgress:
             row: Its metrics.
         """
         self.line(
-            f"epoch {int(row['epoch']) + 1:>3}/{self.epochs}  "
+            f"{self.label}epoch {int(row['epoch']) + 1:>3}/{self.epochs}  "
             f"train {row['train_loss']:.4f} {row['train_accuracy']:6.2%}  "
             f"val {row['val_loss']:.4f} {row['val_accuracy']:6.2%}  "
             f"{int(row['parameters']):,} parameters  {row['epoch_seconds']:.1f} s"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from auxin.errors import CheckpointError
 from auxin.training.checkpoint import write_durably
+from auxin.training.ladder import Rung
 from auxin.types import Event
 
 
@@ -26,6 +27,11 @@ class Phase:
         val_accuracy: Validation accuracy at its end, just before the event that ended it, 0 to 1.
         test_accuracy: Test accuracy of that checkpoint, computed once after the run, 0 to 1; None without a test set.
         seconds: Time trained at this size, validation included.
+        training_flops: FLOPs spent so far in the run: training, scoring and surgery; 0 where it was not counted.
+        energy_kwh: Electricity so far in the run; None without a meter.
+        best_epoch: Epoch of highest validation accuracy at this size, counted from 1; None if it is the last one.
+        best_val_accuracy: Validation accuracy of that epoch, likewise.
+        best_test_accuracy: Test accuracy of that epoch, likewise.
     """
 
     first_epoch: int
@@ -35,6 +41,11 @@ class Phase:
     val_accuracy: float
     test_accuracy: float | None
     seconds: float
+    training_flops: int = 0
+    energy_kwh: float | None = None
+    best_epoch: int | None = None
+    best_val_accuracy: float | None = None
+    best_test_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,9 @@ class Result:
         events: The growth events, without what replays them (the ladder's checkpoints keep that).
         widths: For each width group or site that grew, its size in every phase.
         seconds: Time of the whole run.
+        decisions: Every decision to grow or not, with its reason.
+        cost: FLOPs of the whole run by kind: training, validation, scoring, surgery.
+        energy: Electricity of the whole run: kwh, source (measured or modelled), note; None without a meter.
     """
 
     name: str
@@ -68,6 +82,9 @@ class Result:
     events: list[dict[str, Any]]
     widths: dict[str, list[int]]
     seconds: float
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    cost: dict[str, int] = field(default_factory=dict)
+    energy: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
         """Write the result as JSON, atomically.
@@ -104,6 +121,41 @@ class Result:
             return cls(phases=phases, **values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is not the result of an auxin run ({error}).") from error
+
+
+def phases_of(found: Sequence[Rung], test: Callable[[Path], float | None]) -> list[Phase]:
+    """Return the phases of a run from its ladder.
+
+    Args:
+        found: The rungs, each size's last epoch first and then its best one where that is kept.
+        test: From a checkpoint's manifest to its test accuracy.
+
+    Returns:
+        One entry per size.
+    """
+    best = {rung.number: rung for rung in found if rung.best}
+    phases: list[Phase] = []
+    seconds = 0.0
+    for rung in (rung for rung in found if not rung.best):
+        top = best.get(rung.number)
+        phases.append(
+            Phase(
+                first_epoch=phases[-1].last_epoch + 1 if phases else 1,
+                last_epoch=rung.epoch + 1,
+                parameters=rung.parameters,
+                flops=rung.flops,
+                val_accuracy=rung.val_accuracy,
+                test_accuracy=test(rung.path),
+                seconds=rung.seconds - seconds,
+                training_flops=rung.training_flops,
+                energy_kwh=rung.energy_kwh,
+                best_epoch=top.epoch + 1 if top else None,
+                best_val_accuracy=top.val_accuracy if top else None,
+                best_test_accuracy=test(top.path) if top else None,
+            )
+        )
+        seconds = rung.seconds
+    return phases
 
 
 def without_structure(event: Event) -> dict[str, Any]:

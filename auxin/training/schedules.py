@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from auxin.training.config import ScheduleConfig
 
@@ -59,6 +61,61 @@ def constant() -> Schedule:
     return lambda t: 1.0
 
 
+@dataclass
+class Plateau:
+    """Multiply by a factor whenever the validation loss stops improving, as ``ReduceLROnPlateau`` of torch does.
+
+    An epoch improves if its loss is below ``(1 - threshold)`` times the best so far. After ``patience`` epochs in a
+    row without improvement, the next such epoch lowers the level and the count begins again.
+
+    Attributes:
+        factor: What ``level`` is multiplied by.
+        patience: Epochs without improvement that are let pass.
+        floor: Where ``level`` stops falling.
+        threshold: Smallest improvement that counts, relative to the best loss.
+        level: Factor of the top learning rate now.
+        best: Lowest loss so far, or None before the first.
+        bad_epochs: Epochs in a row without improvement.
+
+    Example:
+        >>> plateau = Plateau(factor=0.5, patience=1)
+        >>> for loss in (1.0, 0.9, 0.9, 0.95):
+        ...     plateau.update(loss)
+        >>> plateau.level
+        0.5
+    """
+
+    factor: float
+    patience: int
+    floor: float = 0.0
+    threshold: float = 1e-4
+    level: float = 1.0
+    best: float | None = None
+    bad_epochs: int = 0
+
+    def update(self, loss: float) -> None:
+        """Take in an epoch's validation loss."""
+        if loss < (math.inf if self.best is None else self.best * (1 - self.threshold)):
+            self.best, self.bad_epochs = loss, 0
+        else:
+            self.bad_epochs += 1
+        if self.bad_epochs > self.patience:
+            self.level, self.bad_epochs = max(self.level * self.factor, self.floor), 0
+
+    def restart(self) -> None:
+        """Go back to the top rate and forget the best loss."""
+        self.level, self.best, self.bad_epochs = 1.0, None, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes over a run, as JSON data."""
+        return {"level": self.level, "best": self.best, "bad_epochs": self.bad_epochs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned; an empty state changes nothing."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
 def warmup(schedule: Schedule, epochs: float) -> Schedule:
     """Rise linearly from 0 over the first epochs, then follow a schedule from its own start.
 
@@ -74,13 +131,14 @@ def warmup(schedule: Schedule, epochs: float) -> Schedule:
     return lambda t: t / epochs if t < epochs else schedule(t - epochs)
 
 
-def make_schedule(config: ScheduleConfig, epochs: int, growth_epoch: int = 0) -> Schedule:
+def make_schedule(config: ScheduleConfig, epochs: int, growth_epoch: int = 0, level: float = 1.0) -> Schedule:
     """Return the schedule of a run.
 
     Args:
         config: Its kind, and what happens after a growth event.
         epochs: Length of the run.
         growth_epoch: Epochs trained when the latest growth event happened; 0 before the first.
+        level: Where a ``Plateau`` stands, which holds for the epoch to come.
 
     Returns:
         The schedule, asked with epochs since the start of the run.
@@ -95,4 +153,5 @@ def make_schedule(config: ScheduleConfig, epochs: int, growth_epoch: int = 0) ->
     else:
         inner = constant()
     whole = warmup(inner, config.warmup)
-    return lambda t: whole(t - start)
+    scale = level if config.name == "plateau" else 1.0
+    return lambda t: scale * whole(t - start)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,29 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from auxin.data import ImageData, Loader, load
+from auxin.data import ImageData
 from auxin.errors import ConfigError
-from auxin.models import MODELS
+from auxin.surgery import History
 from auxin.training import checkpoint as checkpoints
+from auxin.training import decisions as decision_log
+from auxin.training import target as targets
+from auxin.training.account import Account
 from auxin.training.checkpoint import Checkpoint, Stage
 from auxin.training.config import RunConfig
 from auxin.training.cost import num_flops, num_parameters
+from auxin.training.distributions import keep_distributions
 from auxin.training.folder import RunFolder
 from auxin.training.growth import make_grower
-from auxin.training.ladder import build_base, load_model, restore_model, rung_path, rungs
+from auxin.training.images import image_facts, load_images, make_loader, scoring_samples, with_shapes
+from auxin.training.ladder import LadderWriter, build_base, load_model, restore_model, rungs
 from auxin.training.loop import evaluate, train_epoch
 from auxin.training.metrics import MetricsLog
 from auxin.training.optimizer import make_optimizer, restore, state_of
 from auxin.training.progress import EpochProgress
 from auxin.training.provenance import commit, hardware, versions
 from auxin.training.reproducible import prepare, reproducible, seed_stage
-from auxin.training.result import Phase, Result, widths_by_phase, without_structure
-from auxin.training.schedules import make_schedule
+from auxin.training.result import Result, phases_of, widths_by_phase, without_structure
+from auxin.training.schedules import Plateau, make_schedule
 from auxin.types import Event
 
 
@@ -40,9 +44,9 @@ class Trainer:
     """Trains a model that grows, in a folder that the run can be resumed from at any moment.
 
     Each epoch: train, validate, log, checkpoint; then the grower decides. If it grows, the checkpoint from before
-    becomes a rung of the ladder and a new one follows. A run that was killed at any point goes on from the last
-    checkpoint and, with ``train.deterministic``, ends with the same weights bit for bit. The test images are seen once,
-    after the last epoch, by every rung.
+    becomes a rung of the ladder and a new one follows; the best epoch of each size is kept too. A run that was killed
+    at any point goes on from the last checkpoint and, with ``train.deterministic``, ends with the same weights bit for
+    bit. The test images are seen once, after the last epoch, by every rung.
 
     Args:
         config: What to do.
@@ -50,6 +54,7 @@ class Trainer:
         data: The images; None loads what the configuration names.
         model: The model before its first event; None builds what the configuration names.
         console: Where progress goes; None is standard output.
+        on_epoch: Called with the folder after each epoch and what grew then, for example to draw a page.
 
     Attributes:
         model: The module itself, grown in place.
@@ -61,6 +66,7 @@ class Trainer:
         grower: What grows the model, or None.
         epochs_done: Epochs trained so far.
         seconds: Time trained so far.
+        account: FLOPs and electricity so far.
 
     Raises:
         ConfigError: If a setting cannot be used.
@@ -85,39 +91,66 @@ class Trainer:
         data: ImageData | None = None,
         model: nn.Module | None = None,
         console: Console | None = None,
+        on_epoch: Callable[[RunFolder], None] | None = None,
     ) -> None:
+        self.on_epoch = on_epoch
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
         self.progress = EpochProgress(config.train.epochs, console)
         prepare(config.train)
         self.fabric = Fabric(accelerator=config.train.device, devices=1, precision=config.train.precision)
         if data is None:
-            data = load(config.data.source, val_fraction=config.data.val_fraction, seed=config.data.seed)
+            data = load_images(config.data)
         self.data = data.to(self.fabric.device)
-        self.config = config = _with_shapes(config, self.data) if model is None else config
+        self.config = config = with_shapes(config, self.data) if model is None else config
         saved = checkpoints.load(self.folder.last) if self.folder.last.exists() else None
         self.epochs_done = saved.epoch + 1 if saved else 0
         self.seconds = saved.seconds if saved else 0.0
-        self.model, self._base = self._build(model, saved)
+        self.account = Account(saved.run.get("spent", {"energy_kwh": None}) if saved else None, config.train.energy)
+        start = checkpoints.load(Path(config.model.start)) if config.model.start and saved is None else None
+        self.model, self._base = self._build(model, saved or start)
         self.optimizer = make_optimizer(config.optimizer, self.model)
         if saved:
             restore(self.optimizer, self.model, saved.optimizer)
             for group in self.optimizer.param_groups:
                 group.update(self.optimizer.defaults)  # a resume may override the configuration
         self.forward, self.stepper = self.fabric.setup(self.model, self.optimizer)
-        self.train_loader = self._loader("train")
-        self.val_loader = self._loader("val")
+        self.train_loader = make_loader(config, self.data, "train")
+        self.val_loader = make_loader(config, self.data, "val")
         self._example = next(iter(self.val_loader))[0][:1].clone()
-        self.grower = make_grower(config.growth, self.model, self.optimizer, self._example, config.train.seed)
+        growth = targets.with_target(config.growth, config.target)
+        self.grower = make_grower(
+            growth,
+            self.model,
+            self.optimizer,
+            self._example,
+            config.train.seed,
+            self.account.ledger,
+            lambda number: scoring_samples(self.data, number, config.data.seed),
+        )
         self._commit = commit()  # now: the checkout may move on while the run lasts
         self._restart_epoch = 0
+        self._plateau = Plateau(config.schedule.factor, config.schedule.patience, config.schedule.floor)
         self._saved = saved
+        self._metrics: Mapping[str, float] = saved.metrics if saved else {}
+        self._ladder = LadderWriter(self.folder, saved.run.get("best") if saved else None)
+        self._stop: dict[str, Any] | None = None
+        # Events before this run, where it starts from a rung.
+        self._inherited = History.from_json(start.history) if start else History()
         if saved:
-            self._restore_grower(saved)
+            self._restore(saved)
+        elif self.grower:
+            self.grower.history = History(self._inherited.events)
+        targets.check(config.target, config.growth, self.grower)
 
     @property
     def events(self) -> list[Event]:
-        """The growth events so far."""
-        return list(self.grower.history.events) if self.grower else []
+        """The growth events of this run so far."""
+        return self.grower.history.events[len(self._inherited.events) :] if self.grower else []
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """Every decision to grow or not so far, as JSON data; where growth has ended, the last one says why."""
+        return [*decision_log.decisions_of(self.grower), *([self._stop] if self._stop else [])]
 
     def fit(self) -> Result:
         """Train to the last epoch, growing on the way.
@@ -135,6 +168,9 @@ class Trainer:
         checkpoints.write_durably(self.folder.config, self.config.to_yaml().encode())
         log = MetricsLog(self.folder.metrics, self.folder.tensorboard, self.epochs_done)
         epochs = self.config.train.epochs
+        self.account.start()
+        if self.account.note:
+            self.progress.line(self.account.note)
         try:
             with reproducible(self.config.train, self.fabric.device), self.progress:
                 if self._saved is not None and self._saved.stage == "trained" and self.epochs_done < epochs:
@@ -143,18 +179,24 @@ class Trainer:
                 for epoch in range(self.epochs_done, epochs):
                     row = self._epoch(epoch)
                     log.append(row)
+                    self._ladder.keep_best(row, len(self.events))
                     self._save("trained", row)
                     if epoch + 1 < epochs:  # growth after the last epoch would never be trained
                         self._grow(epoch, row)
+                    if self.on_epoch is not None:
+                        self.on_epoch(self.folder)
                 return self._finish()
         finally:
+            self.account.stop()
             log.close()
 
     def _build(self, model: nn.Module | None, saved: Checkpoint | None) -> tuple[nn.Module, nn.Module]:
         if model is None:
             wanted = self.config.to_dict()["model"]
-            if saved and saved.config["model"] != wanted:
-                raise ConfigError("A resumed run keeps its model: leave the model settings as they were.")
+            if saved and any(saved.config["model"][key] != wanted[key] for key in ("name", "kwargs")):
+                raise ConfigError(
+                    "A run that goes on from a checkpoint keeps its model: leave the model settings as they were."
+                )
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.train.seed)
                 model = build_base(wanted)
@@ -165,29 +207,17 @@ class Trainer:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model, base
 
-    def _restore_grower(self, saved: Checkpoint) -> None:
+    def _restore(self, saved: Checkpoint) -> None:
+        if saved.config.get("target") == self.config.to_dict()["target"]:  # else a resume may give a new target
+            self._stop = saved.run.get("stop")
+        self._inherited = History.from_json(saved.history[: saved.run.get("inherited", 0)])
         self._restart_epoch = int(saved.schedule.get("growth_epoch", 0))
+        self._plateau.load_state_dict(saved.schedule.get("plateau", {}))
         if self.grower is None:
-            if saved.history:
+            if len(saved.history) > len(self._inherited.events):
                 raise ConfigError("The run has already grown: leave growth.method as it was.")
             return
         self.grower.load_state_dict(saved.grower)
-
-    def _loader(self, split: Any) -> Loader:
-        config = self.config
-        size = config.train.batch_size if split == "train" else max(config.train.batch_size, 500)
-        return Loader(
-            self.data,
-            split,
-            batch_size=size,
-            seed=config.train.seed,
-            # A last batch of a few images would give batch norm useless statistics.
-            drop_last=split == "train" and len(self.data.train_labels) >= size,
-            padding=config.data.crop,
-            flip=config.data.flip,
-            cutout=config.data.cutout,
-            channels_last=config.train.channels_last,
-        )
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(logits, labels, label_smoothing=self.config.train.label_smoothing)
@@ -204,49 +234,92 @@ class Trainer:
             self.train_loader,
             fabric=self.fabric,
             epoch=epoch,
-            schedule=make_schedule(config.schedule, config.train.epochs, self._restart_epoch),
+            schedule=make_schedule(config.schedule, config.train.epochs, self._restart_epoch, self._plateau.level),
             lr=config.optimizer.lr,
             label_smoothing=config.train.label_smoothing,
+            l1=config.train.l1,
             clip_norm=config.train.clip_norm,
             on_step=self.progress.advance,
         )
         val_loss, val_accuracy = evaluate(self.forward, self.val_loader)
+        if config.schedule.name == "plateau":
+            self._plateau.update(val_loss)
         seconds = time.perf_counter() - start
         self.seconds += seconds
         self.epochs_done = epoch + 1
-        row = {
+        flops = num_flops(self.model, self._example)
+        self._account_for_epoch(flops)
+        self._metrics = row = {
             "epoch": epoch,
             **trained,
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "parameters": num_parameters(self.model),
-            "flops": num_flops(self.model, self._example),
+            "flops": flops,
+            "training_flops": self.account.training_flops,
             "epoch_seconds": seconds,
             "seconds": self.seconds,
         }
         self.progress.end(row)
         return row
 
+    def _account_for_epoch(self, flops: int) -> None:
+        size = min(self.config.train.batch_size, len(self.data.train_labels))
+        images = self._example.expand(size, *self._example.shape[1:])
+        labels = torch.zeros(size, dtype=torch.long, device=images.device)
+        validation = flops * len(self.data.val_labels)
+        steps = len(self.train_loader)
+        self.account.add_epoch(self.model, images, labels, self._loss, steps=steps, validation=validation)
+
     def _grow(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        if self.grower is None:
+        if self.grower is None or self._stop is not None:
+            return
+        if reason := targets.accuracy_reached(self.config.target, metrics):
+            self._end_growth(epoch, reason)
             return
         start = time.perf_counter()
         seed_stage(self.config.train.seed, epoch, "growth")
         self.train_loader.set_epoch(epoch)
+        known = len(self.decisions)
+        # The natural trigger sizes its own events.
+        sized = self.config.target.given and self.config.growth.trigger != "natural"
+        last = sized and targets.fills_cap(self.grower)
         event = self.grower.step(epoch, self.train_loader, self._loss, dict(metrics))
-        if event is None:
-            return
+        self.seconds += time.perf_counter() - start
+        self._tell(known)
+        if event is not None:
+            self.progress.line(f"grew after epoch {epoch + 1}: {event}")
+        if (event is not None and last) or targets.is_full(self.grower):
+            self._end_growth(epoch, targets.size_reached(self.grower, self.config.target, self.config.growth.until))
+        if event is not None:
+            self._follow(epoch, metrics)
+
+    def _follow(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Do what an event asks for: layout, schedule, ladder, checkpoint."""
+        assert self.grower is not None
         if self.config.train.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._restart_epoch = epoch + 1
-        self.seconds += time.perf_counter() - start
-        self.progress.line(f"grew after epoch {epoch + 1}: {event}")
-        self._keep_rung(len(self.events) - 1)
+        if self.config.schedule.after_growth == "restart":
+            self._plateau.restart()
+        before = self._ladder.keep(len(self.events) - 1)
+        keep_distributions(self.folder.similarity, self.grower, len(self.events), before.model)
+        self._ladder.best = None
+        self.account.grew()
         self._save("grown", metrics)
 
-    def _keep_rung(self, number: int) -> None:
-        """Copy the checkpoint of the epoch just trained to the ladder; read back, so it is known to be whole."""
-        checkpoints.save(checkpoints.load(self.folder.last), rung_path(self.folder.ladder, number))
+    def _tell(self, known: int) -> None:
+        """Print and store the decisions after the first ``known``."""
+        decisions = self.decisions
+        for decision in decisions[known:]:
+            self.progress.line(decision_log.sentence(decision))
+        if decisions[known:]:
+            decision_log.write(self.folder.decisions, decisions)
+
+    def _end_growth(self, epoch: int, reason: str) -> None:
+        known = len(self.decisions)
+        self._stop = targets.stop_record(epoch, reason)
+        self._tell(known)
 
     def _save(self, stage: Stage, metrics: Mapping[str, float]) -> None:
         checkpoints.save(
@@ -256,31 +329,28 @@ class Trainer:
                 stage=stage,
                 model=self.model.state_dict(),
                 optimizer=state_of(self.optimizer, self.model),
-                history=self.grower.history.to_json() if self.grower else [],
+                history=(self.grower.history if self.grower else self._inherited).to_json(),
                 grower=self.grower.state_dict() if self.grower else {},
-                schedule={"growth_epoch": self._restart_epoch},
+                schedule={"growth_epoch": self._restart_epoch, "plateau": self._plateau.state_dict()},
                 metrics=dict(metrics),
                 seconds=self.seconds,
+                run={
+                    "images": image_facts(self.data),
+                    "inherited": len(self._inherited.events),
+                    "best": self._ladder.best,
+                    "stop": self._stop,
+                    "spent": self.account.to_dict(),
+                },
             ),
             self.folder.last,
         )
 
     def _finish(self) -> Result:
-        self._keep_rung(len(self.events))
-        found, phases = rungs(self.folder.ladder)[: len(self.events) + 1], []
-        for index, rung in enumerate(found):
-            before = found[index - 1] if index else None
-            phases.append(
-                Phase(
-                    first_epoch=before.epoch + 2 if before else 1,
-                    last_epoch=rung.epoch + 1,
-                    parameters=rung.parameters,
-                    flops=rung.flops,
-                    val_accuracy=rung.val_accuracy,
-                    test_accuracy=self._test(rung.path),
-                    seconds=rung.seconds - (before.seconds if before else 0.0),
-                )
-            )
+        self._ladder.keep(len(self.events))
+        if self.config.target.given and self._stop is None:
+            reason = targets.accuracy_reached(self.config.target, self._metrics)
+            self._end_growth(self.epochs_done - 1, reason or targets.missed(self.config.target, self._metrics))
+        found = [rung for rung in rungs(self.folder.ladder, best=True) if rung.number <= len(self.events)]
         result = Result(
             name=self.config.name,
             config=self.config.to_dict(),
@@ -289,10 +359,13 @@ class Trainer:
             hardware=hardware(),
             versions=versions(),
             data=dict(self.data.description),
-            phases=phases,
+            phases=phases_of(found, self._test),
             events=[without_structure(event) for event in self.events],
             widths=widths_by_phase(self.events),
             seconds=self.seconds,
+            decisions=self.decisions,
+            cost=self.account.ledger.to_dict(),
+            energy=self.account.stop(),
         )
         result.save(self.folder.result)
         return result
@@ -303,13 +376,5 @@ class Trainer:
         model = load_model(manifest, self._base)
         if self.config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        _, accuracy = evaluate(self.fabric.setup_module(model), self._loader("test"))
+        _, accuracy = evaluate(self.fabric.setup_module(model), make_loader(self.config, self.data, "test"))
         return accuracy
-
-
-def _with_shapes(config: RunConfig, data: ImageData) -> RunConfig:
-    # What our models must know about the images goes into the configuration: a checkpoint is rebuilt without images.
-    if config.model.name not in MODELS:
-        return config
-    kwargs = {"num_classes": data.num_classes, "in_channels": data.channels, **config.model.kwargs}
-    return replace(config, model=replace(config.model, kwargs=kwargs))

@@ -2,7 +2,24 @@ import pytest
 import torch
 from torch import nn
 
-from auxin.models import MODELS, VGG16, MobileNetV1, ResNet20, SmallCNN, mobilenet_v1, resnet20, small_cnn, vgg16
+from auxin.models import (
+    MODELS,
+    SECNN,
+    VGG16,
+    MobileNetV1,
+    ResNet20,
+    SmallCNN,
+    ViT,
+    mobilenet_v1,
+    resnet20,
+    secnn,
+    small_cnn,
+    vgg16,
+    vit,
+)
+
+ANY_SIZE = sorted(set(MODELS) - {"secnn", "vit"})
+"""Those that take images of any size; the sizes of the others are in their own tests."""
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -17,6 +34,7 @@ def num_parameters(model: nn.Module) -> int:
         (mobilenet_v1(), 19_978),
         (resnet20(), 272_474),  # 269,722 of option A plus two projections: 1·16·32 + 1·32·64 + 2·(32 + 64)
         (small_cnn(), 398),
+        (secnn(), 9_024),
     ],
 )
 def test_parameter_counts(model: nn.Module, expected: int) -> None:
@@ -29,7 +47,7 @@ def test_the_count_in_the_docstring_of_vgg(width: int, channels: int, classes: i
     assert num_parameters(vgg16(classes, width, channels)) == count
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ANY_SIZE)
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (33, 47), (64, 64)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_size_trains(name: str, size: tuple[int, int], channels: int) -> None:
@@ -46,8 +64,8 @@ def test_activations_are_modules_called_once(name: str) -> None:
     model = MODELS[name]()
     calls: dict[str, int] = {}
     for path, module in model.named_modules():
-        if isinstance(module, nn.ReLU):
-            assert not module.inplace
+        if isinstance(module, nn.ReLU | nn.LeakyReLU | nn.GELU):
+            assert not getattr(module, "inplace", False)
             calls[path] = 0
             module.register_forward_hook(lambda *_, path=path: calls.update({path: calls[path] + 1}))
     model(torch.randn(2, 1 if name == "small_cnn" else 3, 32, 32))
@@ -69,7 +87,7 @@ def test_vgg_names_and_stages() -> None:
     assert kinds[:3] == ["Conv2d", "BatchNorm2d", "ReLU"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ANY_SIZE)
 def test_initial_scale_keeps_the_signal(name: str) -> None:
     torch.manual_seed(0)
     channels = 1 if name == "small_cnn" else 3
@@ -83,5 +101,5 @@ def test_initial_scale_keeps_the_signal(name: str) -> None:
 
 
 def test_factories_return_their_classes() -> None:
-    made = [vgg16(), mobilenet_v1(), resnet20(), small_cnn()]
-    assert [type(model) for model in made] == [VGG16, MobileNetV1, ResNet20, SmallCNN]
+    made = [vgg16(), mobilenet_v1(), resnet20(), small_cnn(), secnn(), vit()]
+    assert [type(model) for model in made] == [VGG16, MobileNetV1, ResNet20, SmallCNN, SECNN, ViT]

@@ -65,7 +65,7 @@ def test_factories_in_the_working_directory(user_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "says"),
     [
-        ("vgg61", {}, "choose one of mobilenet_v1, resnet20, small_cnn, vgg16"),
+        ("vgg61", {}, "choose one of mobilenet_v1, resnet20, secnn, small_cnn, vgg16, vit"),
         ("vgg16", {"depth": 3}, "depth"),
         ("vgg16", {"width": -1}, "failed"),
         ("my-file.py:make", {}, "not of the form package.module:factory"),

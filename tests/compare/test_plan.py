@@ -1,0 +1,75 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from auxin.compare import choose, make_plan, read_spec
+from auxin.compare.plan import first_difference
+from auxin.errors import ConfigError
+from auxin.training import RunConfig
+from tests.compare.conftest import make_result
+
+Write = Callable[..., Path]
+
+
+def test_one_run_per_row_and_seed_whole_tables_first(write: Write, tmp_path: Path) -> None:
+    plan = make_plan(read_spec(write(seeds=2)), tmp_path / "runs", tmp_path / "results")
+    assert [run.name for run in plan] == ["random-s0", "net2net-s0", "random-s1", "net2net-s1"]
+    assert [run.config.train.seed for run in plan] == [0, 0, 1, 1]
+    assert plan[1].folder.path == tmp_path / "runs" / "methods" / "net2net-s0"
+    assert plan[1].kept == tmp_path / "results" / "methods" / "net2net-s0.json"
+    assert {run.state for run in plan} == {"missing"}
+
+
+def test_done_begun_and_missing(write: Write, tmp_path: Path) -> None:
+    plan = make_plan(read_spec(write(seeds=2)), tmp_path / "runs", tmp_path / "results")
+    for run in plan[:2]:
+        run.folder.last.parent.mkdir(parents=True)
+        run.folder.last.touch()
+    make_result(plan[1].config).save(plan[1].folder.result)
+    plan[2].kept.parent.mkdir(parents=True)
+    make_result(plan[2].config).save(plan[2].kept)
+    assert [run.state for run in plan] == ["begun", "done", "done", "missing"]
+
+
+def test_a_finished_run_of_another_configuration_is_refused_by_the_field(write: Write, tmp_path: Path) -> None:
+    spec = read_spec(write())
+    run = make_plan(spec, tmp_path)[0]
+    run.folder.path.mkdir(parents=True)
+    make_result(run.config).save(run.folder.result)
+    assert make_plan(spec, tmp_path)[0].state == "done"
+    changed = replace(run.config, optimizer=replace(run.config.optimizer, lr=0.7))
+    make_result(changed).save(run.folder.result)
+    with pytest.raises(ConfigError, match=r"result.json .* \(optimizer.lr is 0.7 and should be 0.1\)"):
+        make_plan(spec, tmp_path)
+    run.folder.result.unlink()
+    run.folder.config.write_text(changed.to_yaml())
+    with pytest.raises(ConfigError, match=r"config.yaml .* \(optimizer.lr is 0.7"):
+        make_plan(spec, tmp_path)
+
+
+def test_what_decides_nothing_may_differ_and_what_came_later_has_its_default() -> None:
+    wanted = RunConfig.from_dict({"model": {"name": "vgg16", "kwargs": {"width": 8}}})
+    found = RunConfig.from_dict({"name": "x", "train": {"threads": 4, "device": "cpu"}}).to_dict()
+    found["model"]["kwargs"] = {"num_classes": 10, "in_channels": 3, "width": 8}
+    del found["growth"]["similarity"]
+    assert first_difference(wanted, found) is None
+    found["data"]["source"] = "elsewhere"
+    assert first_difference(wanted, found) == 'data.source is "elsewhere" and should be "digits"'
+    assert first_difference(wanted, found, ignore_source=True) is None
+    found["model"]["kwargs"]["width"] = 16
+    assert first_difference(wanted, found, ignore_source=True) == "model.kwargs.width is 16 and should be 8"
+    found["model"]["kwargs"]["width"] = 8
+    found["growth"]["similarity"] = {"iterations": 3}
+    assert "growth.similarity" in str(first_difference(wanted, found, ignore_source=True))
+
+
+def test_only_takes_labels_slugs_and_words_of_an_axis(write: Write, tmp_path: Path) -> None:
+    plan = make_plan(read_spec(write(grid={"growth.ratio": [0.25, 0.5]})), tmp_path)
+    assert choose(plan, []) == plan
+    assert [run.name for run in choose(plan, ["Random, ratio=0.5"])] == ["random-ratio-0.5-s0"]
+    assert [run.name for run in choose(plan, ["net2net-ratio-0.25"])] == ["net2net-ratio-0.25-s0"]
+    assert [run.name for run in choose(plan, ["Random"])] == ["random-ratio-0.25-s0", "random-ratio-0.5-s0"]
+    with pytest.raises(ConfigError, match="--only Firefly means no row"):
+        choose(plan, ["Firefly"])
