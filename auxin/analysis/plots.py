@@ -309,5 +309,6 @@ def _shorten(name: str, most: int) -> str:
 
 
 def _from_to(layer: LayerWidths, num_phases: int) -> str:
-    sizes = [size for size in layer.widths[:num_phases] if size]
+    # A layer that has just been inserted has not been trained at any size yet.
+    sizes = [size for size in layer.widths[:num_phases] if size] or [layer.widths[-1]]
     return str(sizes[-1]) if sizes[0] == sizes[-1] else f"{sizes[0]} → {sizes[-1]}"

@@ -22,6 +22,9 @@ from auxin.statistics.fisher import FisherKind
 from auxin.statistics.persample import take
 from auxin.types import Candidate, Decision, Deepen, GrowthPlan, LossFn, Widen
 
+NOTHING_FITS = "nothing that may grow fits the limits"
+"""Reason of a decision that had no proposal."""
+
 
 class Natural:
     """Grow where the expansion score gains most, as soon as it gains enough; pass it as ``trigger`` of a ``Grower``.
@@ -168,7 +171,7 @@ class Natural:
         model = unwrap(model)
         proposals = make_proposals(model, graph, cap=cap, generator=generator, **self.options)
         if not proposals:
-            return Decision(epoch, "nothing that may grow fits the limits")
+            return Decision(epoch, NOTHING_FITS)
         samples, loss = gather(model, self.data if self.data is not None else loader, loss_fn, self.num_samples)
         score, damping, scored = score_proposals(
             model, graph, proposals, samples, loss, self.settings, damping=self.damping, seed=self.seed

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from auxin.errors import ConfigError
+from auxin.expansion.trigger import NOTHING_FITS
 from auxin.grower import Grower
 from auxin.training.config import GrowthConfig, TargetConfig
 from auxin.types import Decision
@@ -77,6 +78,8 @@ def is_full(grower: Grower) -> bool:
     """Return whether not even a single further unit fits under the cap."""
     if grower.cap is None:
         return False
+    if grower.decisions and grower.decisions[-1].reason == NOTHING_FITS:
+        return True
     groups = grower.graph.growable(grower.allow_inexact)
     return not any(grower.cap.holds(grower.graph, {group.name: 1}) for group in groups)
 

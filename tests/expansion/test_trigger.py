@@ -16,6 +16,7 @@ import auxin
 from auxin.errors import AuxinError, CheckpointError, ConfigError, TrainingError
 from auxin.expansion import Settings, expansion_score, make_proposals, score_proposals
 from auxin.expansion.score import gather
+from auxin.models import build
 from auxin.types import Decision, Deepen, Widen
 from tests.cases import randomise
 
@@ -401,3 +402,26 @@ def test_settings_are_checked_before_any_run() -> None:
     assert auxin.natural(form="kfac", fisher="ggn", target=0.3, memory=1e6, chunk=4).settings == Settings(
         "kfac", "ggn", 0.3, 1e6, 4
     )
+
+
+@pytest.mark.parametrize(
+("name", "kwargs"), [("vgg16", {"width": 4}), ("resnet20", {"width": 4}), ("vit", {"dim": 16})]
+)
+def test_the_same_trigger_drives_any_model(name: str, kwargs: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = build(name, **kwargs)
+    x, y = torch.randn(24, 3, 32, 32), torch.arange(24) % 10
+    optimizer = torch.optim.Adam(model.parameters())
+    grower = auxin.Grower(model, optimizer, x[:1], trigger=auxin.natural(tau=1.0, most=2, data=(x, y)))
+    before = grower.graph.num_parameters()
+    for epoch in range(2):
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        event = grower.step(epoch, None, F.cross_entropy)
+        assert event is not None and event.max_change < 1e-4
+    assert grower.graph.num_parameters() > before
+    assert {candidate.kind for candidate in grower.decisions[0].proposals} == {"widen", "deepen"}
+    F.cross_entropy(model(x), y).backward()
+    assert all(p.grad is not None for p in model.parameters())

@@ -154,3 +154,17 @@ def test_a_page_that_cannot_be_drawn_does_not_stop_the_training(tmp_path: Path) 
         live(RunFolder(tmp_path))
     live.finish(RunFolder(tmp_path))
     assert len(lines) == 1 and "no config.yaml" in lines[0]
+
+
+def test_the_page_is_drawn_after_every_epoch_of_a_net_that_gets_layers(tmp_path: Path) -> None:
+    config = load_config(["--model.name", "small_cnn", "--train.epochs", "3", "--train.precision", "32-true"])
+    config.growth.method, config.growth.trigger = "random", "natural"
+    config.growth.natural.tau, config.growth.natural.widen, config.growth.natural.samples = 1.0, 0, 20
+    pages: list[str] = []
+
+    def draw(folder: RunFolder) -> None:
+        pages.append(write_report(folder.path, gallery=False).read_text())
+
+    result = Trainer(config, tmp_path / "run", console=Console(quiet=True), on_epoch=draw).fit()
+    assert len(result.events) == 2 and len(pages) >= 3
+    assert "grown" in section(pages[-1], "growth")
