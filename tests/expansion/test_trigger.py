@@ -405,7 +405,7 @@ def test_settings_are_checked_before_any_run() -> None:
 
 
 @pytest.mark.parametrize(
-("name", "kwargs"), [("vgg16", {"width": 4}), ("resnet20", {"width": 4}), ("vit", {"dim": 16})]
+    ("name", "kwargs"), [("vgg16", {"width": 4}), ("resnet20", {"width": 4}), ("vit", {"dim": 16})]
 )
 def test_the_same_trigger_drives_any_model(name: str, kwargs: dict[str, Any]) -> None:
     torch.manual_seed(0)
