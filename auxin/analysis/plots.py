@@ -155,7 +155,8 @@ def silhouettes(record: RunRecord, width: float = 1000) -> Plot:
         words = f"{span(phases[index])}, {len(present)} layers"
         axes.text(left, middle - widest * 0.55, words, color=COLOURS["muted"], va="top", fontsize=9)
     axes.set(xlim=(0, columns * across - 0.5), ylim=(-(lines - 1) * down - widest * 0.72, widest * 0.72))
-    skipped = f" {len(phases) - len(shown)} sizes between them are not shown." if len(shown) < len(phases) else ""
+    rest = len(phases) - len(shown)
+    skipped = f" {rest} size{'s' * (rest > 1)} between them {'are' if rest > 1 else 'is'} not shown." if rest else ""
     return Plot(
         figure,
         "The net at each size, input on the left, output on the right, one bar per layer, as high as the layer is wide "
@@ -232,8 +233,7 @@ def tradeoff(record: RunRecord, cost: str) -> Plot:
         )  # fmt: skip
     if costs.max() > 4 * costs.min():
         axes.set_xscale("log")
-    # The sizes themselves are the ticks.
-    ticks = costs[[round(i) for i in np.linspace(0, len(costs) - 1, min(len(costs), 6))]]
+    ticks = _apart(costs, log=costs.max() > 4 * costs.min())
     axes.set_xticks(ticks, [short(size) for size in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -248,6 +248,17 @@ def tradeoff(record: RunRecord, cost: str) -> Plot:
         f"The ladder: {words} accuracy of each size's checkpoint against its {name}. Nothing in this run is both "
         "smaller and better than a point on the Pareto front.",
     )
+
+
+def _apart(costs: np.ndarray, log: bool, share: float = 0.14) -> list[float]:
+    """Return the sizes that serve as ticks: the last, and those before it whose labels do not touch the next."""
+    place = np.log(costs) if log else costs
+    room = share * (place.max() - place.min())
+    chosen: list[int] = []
+    for index in np.argsort(-place):
+        if not chosen or place[chosen[-1]] - place[index] >= room:
+            chosen.append(int(index))
+    return [float(costs[index]) for index in reversed(chosen)]
 
 
 def similarity_by_layer(entry: Mapping[str, Any], width: float = 1000) -> Plot:

@@ -48,8 +48,8 @@ class LivePage:
             folder: Of the run.
             data: Its images.
         """
-        if not self._broken:
-            self._draw(folder, data, gallery=True)
+        # Also after a failure on the way: a finished run may well be drawn.
+        self._draw(folder, data, gallery=True)
 
     def _draw(self, folder: RunFolder, data: ImageData | None, gallery: bool) -> None:
         try:

@@ -1,11 +1,14 @@
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from auxin.analysis import plots
 from auxin.analysis.curves import LayerWidths, RunRecord, read_run
 from auxin.analysis.pictures import TILE, tile
+from auxin.analysis.plots import _apart
 from auxin.analysis.style import COLOURS, NUM_RINGS, Plot, house_style, new_figure, ring, save
 from auxin.training import RunFolder
 
@@ -85,3 +88,11 @@ def test_a_tile_is_sharp_and_a_map_brightens_it_where_the_evidence_is() -> None:
     cam[6, 6] = 1
     heat = tile(torch.zeros(3, 8, 8, dtype=torch.uint8), cam).sum(2)
     assert heat[78, 78] > 200 > heat[20, 20]
+
+
+def test_labels_of_sizes_close_together_do_not_touch() -> None:
+    sizes = np.array([9_024, 13_293, 20_746, 31_072, 48_238, 58_992, 62_633.0])
+    ticks = _apart(sizes, log=True)
+    assert ticks[-1] == 62_633 and 58_992 not in ticks and 9_024 in ticks
+    assert all(np.log(b / a) >= 0.14 * np.log(62_633 / 9_024) for a, b in itertools.pairwise(ticks))
+    assert _apart(np.array([5.0]), log=False) == [5.0]

@@ -152,8 +152,9 @@ def test_a_page_that_cannot_be_drawn_does_not_stop_the_training(tmp_path: Path) 
     live = LivePage(lines.append)
     for _ in range(3):
         live(RunFolder(tmp_path))
-    live.finish(RunFolder(tmp_path))
     assert len(lines) == 1 and "no config.yaml" in lines[0]
+    live.finish(RunFolder(tmp_path))
+    assert len(lines) == 2
 
 
 def test_the_page_is_drawn_after_every_epoch_of_a_net_that_gets_layers(tmp_path: Path) -> None:
