@@ -21,7 +21,7 @@ State = Literal["done", "begun", "missing"]
 _NEVER_COMPARED = frozenset({"name", "train.threads", "train.device", "train.energy"})
 """Settings that say who computes and what is measured, not what is trained; a result tells its own hardware."""
 
-_FILLED_IN = ("num_classes", "in_channels")
+_FILLED_IN = ("num_classes", "in_channels", "image_size")
 """Arguments of a model that a run takes from its images."""
 
 
