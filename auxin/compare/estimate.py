@@ -17,10 +17,9 @@ from rich.console import Console
 from auxin.compare.plan import Run
 from auxin.data import ImageData
 from auxin.errors import AuxinError
-from auxin.models import MODELS
 from auxin.training import DataConfig, RunConfig, RunFolder, Trainer
 from auxin.training.cost import num_flops
-from auxin.training.images import load_images
+from auxin.training.images import load_images, with_shapes
 from auxin.training.ladder import build_base
 from auxin.training.metrics import read_rows
 
@@ -148,11 +147,10 @@ def training_work(config: RunConfig) -> float:
 
 
 def _image_flops(config: RunConfig) -> int:
-    data, kwargs = _images(config), dict(config.model.kwargs)
-    if config.model.name in MODELS:
-        kwargs = {"num_classes": data.num_classes, "in_channels": data.channels, **kwargs}
+    data = _images(config)
+    whole = with_shapes(config, data).model
     with torch.random.fork_rng(devices=[]):
-        model = build_base({"name": config.model.name, "kwargs": kwargs})
+        model = build_base({"name": whole.name, "kwargs": whole.kwargs})
     return max(1, num_flops(model, torch.zeros(1, data.channels, *data.image_size)))
 
 

@@ -52,7 +52,7 @@ def test_a_finished_run_of_another_configuration_is_refused_by_the_field(write: 
 def test_what_decides_nothing_may_differ_and_what_came_later_has_its_default() -> None:
     wanted = RunConfig.from_dict({"model": {"name": "vgg16", "kwargs": {"width": 8}}})
     found = RunConfig.from_dict({"name": "x", "train": {"threads": 4, "device": "cpu"}}).to_dict()
-    found["model"]["kwargs"] = {"num_classes": 10, "in_channels": 3, "width": 8}
+    found["model"]["kwargs"] = {"num_classes": 10, "in_channels": 3, "image_size": 32, "width": 8}
     del found["growth"]["similarity"]
     assert first_difference(wanted, found) is None
     found["data"]["source"] = "elsewhere"
