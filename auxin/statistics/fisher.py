@@ -367,7 +367,7 @@ def _paired_gram(a: Tensor, b: Tensor) -> Tensor:
     sets, n, t, _ = b.shape
     gram = torch.empty(sets, n, sets, n, dtype=torch.float64, device=a.device)
     a, b = a.double(), b.double()
-    flat_a, step = a.flatten(0, 1), max(1, 1024 // t)
+    flat_a, step = a.flatten(0, 1), max(1, 128 // t)
     for start in range(0, n, step):
         some = slice(start, min(start + step, n))
         aa = a[some].flatten(0, 1) @ flat_a.T
