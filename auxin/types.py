@@ -62,6 +62,10 @@ class WidthGroup:
         return self.frozen is None and self.inexact is None
 
 
+CHANNEL = {"linear": -1, "conv1d": -2, "conv2d": -3, "conv3d": -4}
+"""Dimension of the channels of what a layer of each kind reads and writes, from the end."""
+
+
 @dataclass(frozen=True)
 class DepthSite:
     """A place, just after a module, where a block that starts as the identity fits.
@@ -83,6 +87,16 @@ class DepthSite:
     activation: str
     idempotent: bool
     arguments: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions that the block slides over: 2 for ``conv2d``, 0 for ``linear``."""
+        return -1 - CHANNEL[self.kind]
+
+    @property
+    def channel(self) -> int:
+        """Dimension of the edge's channels, from the end: -1 for ``linear``."""
+        return CHANNEL[self.kind]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from auxin.statistics.persample import Attachment, take
 from auxin.surgery.blocks import GROWN, build_block
 from auxin.surgery.calibrate import calibrate_channels
 from auxin.surgery.deepen import block_options, channel_statistics
-from auxin.types import Deepen, GrowthPlan, LossFn, Widen
+from auxin.types import Deepen, DepthSite, GrowthPlan, LossFn, Widen
 
 NUM_CALIBRATION = 64
 """Samples that set the norms of new channels and layers."""
@@ -144,7 +144,7 @@ def _layers(
             continue
         op = replace(like, site=site.name)
         more = sum(p.numel() for p in build_block(torch.zeros(()), **block_options(site, op)).parameters())
-        weights = site.channels**2 * (1 if site.kind == "linear" else like.kernel_size ** int(site.kind[4]))
+        weights = site.channels**2 * like.kernel_size**site.rank
         flops = 2 * weights * positions[site.name]
         after = {
             "parameters": graph.num_parameters() + more,
@@ -159,16 +159,14 @@ def _layers(
 
 def _positions(model: nn.Module, graph: Graph) -> dict[str, int]:
     """Return, for each site, the number of positions that its layer would be applied at for the example input."""
-    kinds = {site.name: site.kind for site in graph.sites}
     counts: dict[str, int] = {}
 
-    def record(path: str, output: Tensor) -> None:
-        channel = output.ndim - 1 if kinds[path] == "linear" else output.ndim - 1 - int(kinds[path][4])
-        counts[path] = output.numel() // output.shape[channel]
+    def record(site: DepthSite, output: Tensor) -> None:
+        counts[site.name] = output.numel() // output.shape[site.channel]
 
     handles = [
-        model.get_submodule(path).register_forward_hook(lambda module, args, output, path=path: record(path, output))
-        for path in kinds
+        model.get_submodule(site.name).register_forward_hook(lambda module, args, y, site=site: record(site, y))
+        for site in graph.sites
     ]
     try:
         args, kwargs = clone_tensors(normalise_inputs(graph.example_inputs))
@@ -270,7 +268,7 @@ class _Trial:
         """Make the proposed layers, for the old channels of their edges."""
         layers = [(p.key, op) for p in proposals for op in p.plan.operations if isinstance(op, Deepen)]
         sites = {op.site: graph.site(op.site) for _, op in layers}
-        normed = {name: site.kind for name, site in sites.items() if site.norm}
+        normed = [site for site in sites.values() if site.norm]
         statistics = channel_statistics(self.model, normed, [batch]) if normed else {}
         axes = {site.name: axis for site, axis in graph._sites}
         sources = {
@@ -284,9 +282,8 @@ class _Trial:
             block = build_block(like, **block_options(site, op)).requires_grad_(False).eval()
             if site.norm:
                 block.calibrate(*(moment[old.to(moment.device)] for moment in statistics[op.site]))
-            rank = 0 if site.kind == "linear" else int(site.kind[4])
             there = len(getattr(self.model.get_submodule(op.site), GROWN, ()))
-            one = Attachment(block, f"{op.site}.{GROWN}.{there}", -1 - rank, old if self.shadow.by else None)
+            one = Attachment(block, f"{op.site}.{GROWN}.{there}", site.channel, old if self.shadow.by else None)
             self.attached[op.site] = one
             self.shares |= {name: [Share(key)] for name in one.named_parameters()}
 

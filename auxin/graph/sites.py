@@ -10,7 +10,7 @@ from torch import nn
 from auxin.graph.axes import Axis
 from auxin.graph.propagate import Trace, Value
 from auxin.graph.rules import ACTIVATIONS
-from auxin.types import DepthSite
+from auxin.types import CHANNEL, DepthSite
 
 GROWN = "grown"
 """Name of the submodule that holds inserted blocks; sites inside it belong to the module they follow."""
@@ -66,17 +66,15 @@ def _site(
     value = trace.values.get(edge)
     if not isinstance(value, Value) or value.layout is None:
         return None
-    kind = value.layout
-    rank = int(kind[4]) if kind.startswith("conv") else 0
-    axis = value.axes[-1] if kind == "linear" else value.axes[-rank - 1]
     name = _name(activation)
     names = ARGUMENTS.get(name, ())
     given = dict(zip(names, activation.args[1:], strict=False))
     arguments = tuple((key, float(value)) for key, value in given.items() if isinstance(value, (int, float)))
     module = ACTIVATIONS[name]
+    axis = value.axes[CHANNEL[value.layout]]
     site = DepthSite(
         name=path,
-        kind=kind,  # type: ignore[arg-type]
+        kind=value.layout,  # type: ignore[arg-type]
         channels=axis.size,
         norm=_has_norm(edge),
         activation=module,

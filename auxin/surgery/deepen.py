@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs
-from auxin.surgery.blocks import GROWN, IdentityBlock, attach, build_block, detach_last
+from auxin.surgery.blocks import GROWN, attach, build_block, detach_last
 from auxin.surgery.optimizer import add_parameters
 from auxin.surgery.transaction import Transaction
 from auxin.types import Deepen, DepthSite
@@ -54,29 +54,28 @@ def block_options(site: DepthSite, op: Deepen) -> dict[str, Any]:
 
 @torch.no_grad()
 def channel_statistics(
-    model: nn.Module, kinds: Mapping[str, str], batches: Sequence[Any]
+    model: nn.Module, sites: Iterable[DepthSite], batches: Sequence[Any]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return mean and variance per channel of some modules' outputs, with batch norms upstream in training mode.
+    """Return mean and variance per channel of the edges at some sites, with batch norms upstream in training mode.
 
     Args:
         model: The model; its buffers come back as they were.
-        kinds: For each module's path the kind of its output edge, which says where the channel axis is.
+        sites: The sites after these modules.
         batches: Model inputs.
 
     Returns:
-        For each path mean and (biased) variance over all other dimensions, each of shape (channels,).
+        For each site's name mean and (biased) variance over all other dimensions, each of shape (channels,).
     """
-    total: dict[str, list[Tensor]] = {path: [] for path in kinds}
+    total: dict[str, list[Tensor]] = {}
 
-    def record(path: str, output: Tensor) -> None:
-        kind = kinds[path]
-        channel = output.ndim - 1 if kind == "linear" else output.ndim - 1 - int(kind[4])
-        flat = output.detach().to(torch.float64).movedim(channel, 0).reshape(output.shape[channel], -1)
-        total[path].append(torch.stack([flat.sum(1), flat.square().sum(1), torch.full_like(flat[:, 0], flat.shape[1])]))
+    def record(site: DepthSite, output: Tensor) -> None:
+        flat = output.detach().to(torch.float64).movedim(site.channel, 0).reshape(output.shape[site.channel], -1)
+        sums = torch.stack([flat.sum(1), flat.square().sum(1), torch.full_like(flat[:, 0], flat.shape[1])])
+        total.setdefault(site.name, []).append(sums)
 
     handles = [
-        model.get_submodule(path).register_forward_hook(lambda module, args, output, path=path: record(path, output))
-        for path in kinds
+        model.get_submodule(site.name).register_forward_hook(lambda module, args, y, site=site: record(site, y))
+        for site in sites
     ]
     try:
         with evaluation(model), _norms_in_training(model):
@@ -135,10 +134,12 @@ def deepen_model(
     existing = dict(model.named_parameters())
     inputs = list(batches) if batches is not None else [graph.example_inputs]
     for target in (model, *copies):
-        block = insert(
-            target, site, op, channel_statistics(target, {site.name: site.kind}, inputs) if site.norm else {}
-        )
+        like = next((p for p in target.parameters() if p.is_floating_point()), torch.zeros(()))
+        block = build_block(like, **block_options(site, op))
+        if site.norm:
+            block.calibrate(*channel_statistics(target, [site], inputs)[site.name])
         place = target.get_submodule(site.name)
+        attach(place, block.train(place.training))
         change.on_rollback(lambda place=place: detach_last(place))  # type: ignore[misc]
         if op.noise:
             weight: Any = block.map.weight
@@ -150,26 +151,3 @@ def deepen_model(
     for optimizer in optimizers:
         add_parameters(optimizer, model, new, site.name, change)
     return block_options(site, op)
-
-
-def insert(
-    model: nn.Module, site: DepthSite, op: Deepen, statistics: Mapping[str, tuple[Tensor, Tensor]]
-) -> IdentityBlock:  # fmt: skip
-    """Attach one block that starts as the identity, and nothing else.
-
-    Args:
-        model: The model.
-        site: Where.
-        op: The insertion.
-        statistics: For the site's name, mean and variance of what enters its norm (``channel_statistics``).
-
-    Returns:
-        The block.
-    """
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    block = build_block(like, **block_options(site, op))
-    if site.norm:
-        block.calibrate(*statistics[site.name])
-    place = model.get_submodule(site.name)
-    attach(place, block.train(place.training))
-    return block
