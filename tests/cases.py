@@ -599,6 +599,18 @@ class Einsum(nn.Module):
         return torch.einsum("brn,rc->bc", torch.tanh(x), self.right)
 
 
+class TwoInputs(nn.Module):
+    """A bilinear layer: one weight that two groups read, along a dimension each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 5), nn.Linear(3, 6)
+        self.both, self.head = nn.Bilinear(5, 6, 7), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.gelu(self.both(F.gelu(self.left(x)), torch.tanh(self.right(x)))))
+
+
 class Recurrent(nn.Module):
     """An LSTM: its gates are fused in a way no rule describes, so its axes freeze; what follows does not."""
 
@@ -967,6 +979,14 @@ _ALL = (
         (("embed.weight", 0), ("local", 1), ("local", 2), ("left", 1), ("right", 0)),
         (("local", 0), ("right", 1)),
         (6, 7, 8),
+    ),
+    Case(
+        "bilinear",
+        TwoInputs,
+        noise((2, 4, 3)),
+        (("both.weight", 0), ("both.weight", 1), ("both.weight", 2), ("left.bias", 0), ("right.weight", 0)),
+        (("head.weight", 0), ("left.weight", 1)),
+        (5, 6, 7),
     ),
     Case(
         "lstm",

@@ -122,10 +122,14 @@ def _inside(name: str, path: str) -> bool:
 
 
 def _widens(graph: Graph, name: str) -> bool:
-    """Return whether new units with zero outgoing weights are seen by gradients of those weights alone."""
-    slots = [slot for slot in graph[name].slots if slot.parameter in graph.parameters]
-    consumers = [slot.parameter for slot in slots if slot.role == "consumer"]
-    return bool(consumers) and len(set(consumers)) == len(consumers) and not graph.reads_what_it_writes(name)
+    """Return whether new units with zero outgoing weights are seen by gradients of those weights alone.
+
+    A weight that groups read along two of its dimensions, as a bilinear form, has entries that need both to grow.
+    """
+    read = [(s.parameter, s.dim) for group in graph.growable() for s in group.slots if s.role == "consumer"]
+    mine = [s.parameter for s in graph[name].slots if s.role == "consumer" and s.parameter in graph.parameters]
+    once = all(len({dim for parameter, dim in read if parameter == weight}) == 1 for weight in mine)
+    return bool(mine) and once and len(set(mine)) == len(mine) and not graph.reads_what_it_writes(name)
 
 
 def _layers(

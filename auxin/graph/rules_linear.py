@@ -84,6 +84,16 @@ def linear(p: Propagator, x: Value, weight: Value, bias: Any = None) -> Value:
     return Value(y.axes, y.sources, "linear")
 
 
+@rule("bilinear")
+def bilinear(p: Propagator, x: Value, z: Value, weight: Value, bias: Any = None) -> Value:
+    """Map x and z to Σ x_i W_oij z_j + b_o with W of shape (out, in1, in2)."""
+    batch = _letters(len(x.axes) - 1)
+    y = contract(p, (x, weight, z), (f"{batch}I", "OIJ", f"{batch}J"), f"{batch}O")
+    _bias(p, y.axes[-1], bias)
+    p.attribute(nn.Bilinear, in1_features=x.axes[-1], in2_features=z.axes[-1], out_features=y.axes[-1])
+    return y
+
+
 def _bias(p: Propagator, axis: Axis, bias: Any) -> None:
     if isinstance(bias, Value):
         p.unify(axis, bias.axes[-1])

@@ -358,3 +358,23 @@ def test_frozen_parts_of_a_model_score_nothing_but_may_be_followed_by_new_layers
     for proposal in scored:
         twin = grown(model, graph, proposal, samples)
         assert expansion_score(twin, F.cross_entropy, data, damping=damping).value == pytest.approx(proposal.score)
+
+
+class BilinearForm(nn.Module):
+    """Weights that two groups read, along a dimension each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(4, 5), nn.Linear(4, 6), nn.Linear(3, 2)
+        self.weight = nn.Parameter(torch.randn(5, 6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.einsum("ni,nj,ijk->nk", self.a(x).relu(), self.b(x).relu(), self.weight))
+
+
+def test_groups_that_read_one_weight_along_two_dimensions_are_not_widened() -> None:
+    torch.manual_seed(0)
+    model, x = BilinearForm().double(), torch.randn(12, 4, dtype=torch.float64)
+    samples = Batch(x, torch.randint(2, (12,)))
+    proposals = check(model, auxin.trace(model, x), samples, F.cross_entropy)
+    assert [p.key for p in proposals] == ["deepen a", "deepen b", "widen weight"]
