@@ -10,8 +10,8 @@ from auxin.errors import ConfigError, FrozenError, TraceError
 from auxin.models import mobilenet_v1, resnet20, vgg16
 from tests.cases import CASES, call, randomise
 
-# Attention's cost is counted by formula; torch's counter does not see the CPU kernels, nor a bilinear layer. An LSTM has
-# no rule, so no cost.
+# Attention's cost is counted by formula; torch's counter does not see the CPU kernels, nor bilinear layers. An LSTM
+# has no rule, so no cost.
 UNCOUNTED = {
     "encoder_layer", "bare_attention", "fused_attention", "grouped_query_repeat", "grouped_query_sdpa", "lstm",
     "bilinear", "hf_vit", "hf_bert", "hf_gpt2", "hf_llama",
