@@ -76,7 +76,7 @@ def make_plan(spec: Spec, out: Path, results: Path | None = None) -> list[Run]:
 
     Args:
         spec: The comparison.
-        out: Folder of all runs; these go to ``out/NAME/ROW-sSEED``.
+        out: Folder of all runs; these go to ``out/NAME/ROW-sSEED``, NAME and ROW those of ``same_as`` if given.
         results: Folder that results are copied to, as ``results/NAME/ROW-sSEED.json``.
 
     Returns:
@@ -88,10 +88,11 @@ def make_plan(spec: Spec, out: Path, results: Path | None = None) -> list[Run]:
     runs = []
     for seed in spec.seeds:
         for row in spec.rows:
-            name = f"{row.slug}-s{seed}"
+            home, stem = row.same_as or (spec.name, row.slug)
+            name = f"{stem}-s{seed}"
             config = replace(row.config, name=name, train=replace(row.config.train, seed=seed))
-            kept = results / spec.name / f"{name}.json" if results else None
-            runs.append(Run(row, config, RunFolder(out / spec.name / name), kept, spec.moved))
+            kept = results / home / f"{name}.json" if results else None
+            runs.append(Run(row, config, RunFolder(out / home / name), kept, spec.moved))
     for run in runs:
         check(run)
     return runs

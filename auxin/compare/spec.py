@@ -20,7 +20,7 @@ from auxin.errors import ConfigError
 from auxin.training import RunConfig, load_config, make_parser
 
 _SPEC_KEYS = ("name", "title", "base", "recipes", "rows", "grid", "seeds", "baseline", "published", "source", "metrics")
-_ROW_KEYS = ("label", "config", "published", "baseline")
+_ROW_KEYS = ("label", "config", "published", "baseline", "same_as")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Row:
         published: Metric → published value, a number or a text such as "91.60 ± 0.21".
         source: Where they were published.
         baseline: Label of the row that the paired differences are taken to, or None.
+        same_as: Folder and file name of another comparison's row whose runs these are, or None for runs of its own.
     """
 
     label: str
@@ -42,6 +43,7 @@ class Row:
     published: Mapping[str, float | str] = field(default_factory=dict)
     source: str = ""
     baseline: str | None = None
+    same_as: tuple[str, str] | None = None
 
     @property
     def slug(self) -> str:
@@ -105,6 +107,10 @@ def read_spec(path: Path, recipe: str | None = None, data: Sequence[str] = ()) -
     """
     document = read_yaml(path)
     require(isinstance(document, Mapping), f"{path} is not a specification: it needs rows or a grid.")
+    require(
+        not {"model", "train", "growth"} & document.keys(),
+        f"{path} is the configuration of one run, which auxin train takes; a comparison lists rows.",
+    )
     known_only(document, _SPEC_KEYS, str(path))
     require(
         bool(document.get("rows") or document.get("grid")), f"{path} compares nothing: give it rows, a grid, or both."
@@ -112,7 +118,7 @@ def read_spec(path: Path, recipe: str | None = None, data: Sequence[str] = ()) -
     chosen, recipe_layer = _recipe(document.get("recipes"), recipe, path)
     name = str(document.get("name", path.stem)) + (f"-{chosen}" if chosen else "")
     require(re.fullmatch(r"\w[\w.-]*", name) is not None, f"{path}: name is {name!r}, but it names a folder.")
-    rows = _with_data(_rows(document, recipe_layer, path), data)
+    rows = _with_data(_rows(document, recipe_layer, f"-{chosen}" if chosen else "", path), data)
     _check_distinct(rows, path)
     return Spec(
         name=name,
@@ -124,7 +130,7 @@ def read_spec(path: Path, recipe: str | None = None, data: Sequence[str] = ()) -
     )
 
 
-def _rows(document: Mapping[str, Any], recipe: list[str], path: Path) -> list[Row]:
+def _rows(document: Mapping[str, Any], recipe: list[str], suffix: str, path: Path) -> list[Row]:
     parser = make_parser()
     base = arguments(document.get("base", {}), path, "base")
     entries = document.get("rows") or [{}]
@@ -148,9 +154,23 @@ def _rows(document: Mapping[str, Any], recipe: list[str], path: Path) -> list[Ro
             label = ", ".join(filter(None, place)).replace(", +", " +")
             require(bool(slug(label)), f"{where}: the label {label!r} needs a letter or digit.")
             config = _config(layers, parser, f'{path}, row "{label}"')
-            row = Row(label, place, config, baseline=entry.get("baseline", document.get("baseline")))
+            baseline, same_as = entry.get("baseline", document.get("baseline")), entry.get("same_as")
+            row = Row(label, place, config, baseline=baseline, same_as=_same_as(same_as, suffix, bool(axes), where))
             rows.append(_with_published(row, entry.get("published"), document.get("source", ""), where))
     return _with_baselines(_with_table(rows, document, path), path)
+
+
+def _same_as(text: Any, suffix: str, gridded: bool, where: str) -> tuple[str, str] | None:
+    """Return folder and file name of the runs that stand for a row's own."""
+    if text is None:
+        return None
+    require(not gridded, f"{where} becomes several rows through the grid, so same_as cannot name the runs of each.")
+    name, slash, label = str(text).partition("/")
+    require(
+        bool(slash and slug(label)) and re.fullmatch(r"\w[\w.-]*", name) is not None,
+        f'{where}: same_as is {text!r}: give the other comparison\'s name and its row, such as "table1/Random, VGG16".',
+    )
+    return name + suffix, slug(label)
 
 
 def _recipe(recipes: Any, wanted: str | None, path: Path) -> tuple[str | None, list[str]]:

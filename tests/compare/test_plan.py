@@ -22,6 +22,22 @@ def test_one_run_per_row_and_seed_whole_tables_first(write: Write, tmp_path: Pat
     assert {run.state for run in plan} == {"missing"}
 
 
+def test_two_tables_share_runs_of_one_configuration(write: Write, tmp_path: Path) -> None:
+    recipes = {"short": {"train.epochs": 3}}
+    first = make_plan(read_spec(write(recipes=recipes)), tmp_path / "runs", tmp_path / "results")
+    rows = [{"label": "Copies", "config": {"growth.method": "net2net"}, "same_as": "methods/Net2Net"}]
+    other = write("other.yaml", name="other", rows=rows, recipes=recipes)
+    (run,) = make_plan(read_spec(other), tmp_path / "runs", tmp_path / "results")
+    assert (run.name, run.folder.path, run.kept) == (first[1].name, first[1].folder.path, first[1].kept)
+    assert run.kept == tmp_path / "results" / "methods-short" / "net2net-s0.json"
+    run.folder.path.mkdir(parents=True)
+    make_result(first[1].config).save(run.folder.result)
+    assert make_plan(read_spec(other), tmp_path / "runs")[0].state == "done"
+    rows[0]["config"] = {"growth.method": "random"}
+    with pytest.raises(ConfigError, match=r"growth\.method is"):
+        make_plan(read_spec(write("other.yaml", name="other", rows=rows, recipes=recipes)), tmp_path / "runs")
+
+
 def test_done_begun_and_missing(write: Write, tmp_path: Path) -> None:
     plan = make_plan(read_spec(write(seeds=2)), tmp_path / "runs", tmp_path / "results")
     for run in plan[:2]:

@@ -112,6 +112,9 @@ MISTAKES = {
         "becomes several rows",
     ),
     "bad name": ({"name": "../up"}, "names a folder"),
+    "one run": ({"train": {"epochs": 2}}, "auxin train takes"),
+    "runs of nobody": ({"rows": [{"label": "A", "same_as": "table1"}]}, "same_as is 'table1'"),
+    "runs of many": ({"rows": [{"label": "A", "same_as": "a/B"}], "grid": {"train.epochs": [1, 2]}}, "becomes several"),
     "empty axis": ({"grid": {"train.epochs": []}}, "grid.train.epochs is empty"),
 }
 
