@@ -40,12 +40,13 @@ class Block(nn.Module):
         in_channels: Channels of the input.
         channels: Channels of every convolution of the block.
         added: Number of added layers.
+        dropout: Share of the convolution's channels set to zero in training.
     """
 
-    def __init__(self, in_channels: int, channels: int, added: int = 0) -> None:
+    def __init__(self, in_channels: int, channels: int, added: int = 0, dropout: float = 0.1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.dropout = nn.Dropout2d(0.1)
+        self.dropout = nn.Dropout2d(dropout)
         self.bn = nn.BatchNorm2d(channels)
         self.act = nn.LeakyReLU(SLOPE)
         self.added = nn.Sequential(*(AddedLayer(channels) for _ in range(added)))
@@ -99,6 +100,7 @@ class SECNN(nn.Module):
         added: Added layers of each block.
         in_channels: 3 for colour, 1 for grey images.
         image_size: Height and width of the images, at least 8 pixels: the head's hidden layer depends on it.
+        dropout: Share of channels that each block's first convolution sets to zero in training; the paper's is 0.1.
 
     Raises:
         ValueError: If the images are too small, or there are not three blocks.
@@ -118,6 +120,7 @@ class SECNN(nn.Module):
         added: Sequence[int] = (0, 0, 0),
         in_channels: int = 3,
         image_size: int = 32,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__()
         if len(channels) != NUM_BLOCKS or len(added) != NUM_BLOCKS:
@@ -125,7 +128,7 @@ class SECNN(nn.Module):
         if image_size < 2**NUM_BLOCKS:
             raise ValueError(f"image_size is {image_size}, but three poolings need at least {2**NUM_BLOCKS} pixels")
         inputs = (in_channels, *channels[:-1])
-        self.blocks = nn.Sequential(*(Block(*sizes) for sizes in zip(inputs, channels, added, strict=True)))
+        self.blocks = nn.Sequential(*(Block(*sizes, dropout) for sizes in zip(inputs, channels, added, strict=True)))
         self.skip = nn.MaxPool2d(2 ** (NUM_BLOCKS - 1))
         self.head = Head(channels[0] + channels[-1], (image_size // 2**NUM_BLOCKS) ** 2, num_classes)
         self.classifier = nn.Linear(HEAD_WIDTH, num_classes)
@@ -145,6 +148,7 @@ def secnn(
     added: Sequence[int] = (0, 0, 0),
     in_channels: int = 3,
     image_size: int = 32,
+    dropout: float = 0.1,
 ) -> SECNN:
     """Return a fresh ``SECNN``; its docstring explains the arguments."""
-    return SECNN(num_classes, channels, added, in_channels, image_size)
+    return SECNN(num_classes, channels, added, in_channels, image_size, dropout)
