@@ -1,7 +1,7 @@
 """What one grown run gives beside its sizes trained one by one: the tables of this folder's README.md.
 
-Everything is read from results/, which ``auxin compare`` writes for table.yaml and long.yaml; finished-sS-rung-N.json
-is a result.json of ``auxin ladder RUN --finish``. The tables stand between two marks; other text is left alone.
+Everything is read from results/, which ``auxin compare`` writes for table.yaml, long.yaml and goal.yaml;
+finished-sS-rung-N.json is a result.json of ``auxin ladder RUN --finish``. The tables stand between two marks; other text is left alone.
 
 Run: python experiments/secnn2024/tables.py            (writes the tables)
      python experiments/secnn2024/tables.py --check    (exit code 1 if they are not up to date)
@@ -169,11 +169,12 @@ def tables(results: Path) -> str:
         "last, same training FLOPs": load(folder, "fixed-same-training-flops"),
         "last, same epochs": load(folder, "fixed-same-epochs"),
     }
-    longer = list(load(results / "secnn-long", "natural-expansion").values())
+    columns = {
+        title: list(load(results / name, "natural-expansion").values())
+        for title, name in {"table.yaml": "secnn", "long.yaml": "secnn-long", "goal.yaml": "secnn-goal"}.items()
+    }
     parts = {
-        "Grown runs beside the paper's, one value per seed.": beside_the_paper(
-            {"here": list(grown.values()), "here, longer": longer}
-        ),
+        "Grown runs beside the paper's, one value per seed.": beside_the_paper(columns),
         "Sizes of the grown run against nets of those sizes trained by themselves: mean ± sample standard deviation, "
         "paired by seed. Epochs of a rung are those of the run up to there.": rung_by_rung(grown, fixed),
         "What all sizes cost.": cost_of_all(grown, fixed),

@@ -45,7 +45,7 @@ def results(tmp_path: Path) -> Path:
 
 def test_sizes_are_paired_by_seed_and_costs_counted(tables: ModuleType, results: Path) -> None:
     text = tables.tables(results)
-    assert "|  | paper | here |\n" in text
+    assert "|  | paper | table.yaml |\n" in text
     assert "| parameters at 70 % validation | 9,024 to 13,696 | 3,000, 3,000 |" in text
     assert "| parameters at 80 % validation | 22,636 to 51,880 | not reached, not reached |" in text
     assert "| scoring, % of all FLOPs | - | 1.00, 1.00 |" in text
@@ -61,7 +61,7 @@ def test_a_longer_run_has_a_column_of_its_own(tables: ModuleType, results: Path)
     last = Phase(1, 99, 3000, 40, 0.82, 0.81, 1.0, training_flops=10**12, energy_kwh=0.03)
     save(results / "secnn-long", "natural-expansion", 0, last)
     text = tables.tables(results)
-    assert "|  | paper | here | here, longer |" in text
+    assert "|  | paper | table.yaml | long.yaml |" in text
     assert "| Wh, modelled | - | -, - | 30.0 |" in text
 
 
