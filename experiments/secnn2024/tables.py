@@ -1,8 +1,8 @@
 """What one grown run gives beside its sizes trained one by one: the tables of this folder's README.md.
 
 Everything is read from results/, which ``auxin compare`` writes for table.yaml, long.yaml and goal.yaml;
-finished-sS-rung-N.json is a result.json of ``auxin ladder RUN --finish``. The tables stand between two marks; other text is
-left alone.
+finished-sS-rung-N.json is a result.json of ``auxin ladder RUN --finish``. The tables stand between two marks; other
+text is left alone.
 
 Run: python experiments/secnn2024/tables.py            (writes the tables)
      python experiments/secnn2024/tables.py --check    (exit code 1 if they are not up to date)
