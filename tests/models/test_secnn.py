@@ -147,3 +147,8 @@ def test_deepening_preserves_the_function(size: int, site: str) -> None:
         assert num_parameters(model) - count == 2_336 + 1  # the blend of the activation is the one
     for old, new in zip(before, outputs(model, images), strict=True):
         assert (new - old).abs().max() < 1e-5
+
+
+def test_dropout_can_be_left_out() -> None:
+    assert [block.dropout.p for block in secnn().blocks] == [0.1] * 3  # type: ignore[union-attr]
+    assert [block.dropout.p for block in build("secnn", dropout=0.0).blocks] == [0.0] * 3  # type: ignore[union-attr]
