@@ -7,6 +7,7 @@ from auxin.expansion import Natural as natural
 from auxin.graph import Graph, trace
 from auxin.grower import Grower, deepen, widen
 from auxin.methods import METHODS
+from auxin.planned import Planned as planned
 from auxin.similarity import Similarity
 from auxin.surgery import History
 from auxin.triggers import every, plateau
@@ -27,6 +28,7 @@ __all__ = [
     "deepen",
     "every",
     "natural",
+    "planned",
     "plateau",
     "ratio",
     "similarity",

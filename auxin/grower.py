@@ -14,6 +14,7 @@ from auxin.budgets import Allocated, parse_cap
 from auxin.errors import CheckpointError, ConfigError
 from auxin.graph import Graph, trace
 from auxin.methods import METHODS
+from auxin.planned import Planned
 from auxin.ranking import decide
 from auxin.similarity import Refinement, Similarity, batch_norms, model_inputs
 from auxin.surgery import History, apply, check_widen
@@ -41,7 +42,8 @@ class Grower:
         optimizer: Its optimizer or optimizers; their state is carried entry by entry.
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments of the forward.
         method: A method or its name in ``METHODS``.
-        trigger: When to grow; None never does by itself (call ``grow``). ``auxin.natural()`` also says what.
+        trigger: When to grow; None never does by itself (call ``grow``). ``auxin.natural()`` and ``auxin.planned()``
+            also say what.
         budget: How much; None grows nothing by itself, unless the trigger says what.
         until: A final cap such as ``"params<=325k"``, or several with commas between them; the last event is shrunk
             to fit.
@@ -94,6 +96,8 @@ class Grower:
         self.graph: Graph = trace(model, example_inputs)
         self.history = History()
         self.decisions: list[Decision] = []
+        if isinstance(trigger, Planned):
+            trigger.check(self.graph)
 
     @property
     def events(self) -> list[Event]:
@@ -214,15 +218,20 @@ class Grower:
             self.model, self.graph, epoch=epoch, loader=loader, loss_fn=loss_fn, cap=self.cap,
             generator=self._generator(),
         )  # fmt: skip
+        if decision is None:
+            return None
         self.decisions.append(decision)
         if decision.plan is None:
             return None
         plan, units = decision.plan, {op.group: op.by for op in decision.plan.operations if isinstance(op, Widen)}
+        layers = tuple(op for op in plan.operations if isinstance(op, Deepen))
         if units and self.method.name != "random":
             weights = self.method.propose(
                 self.model, self.graph, Allocated(units), generator=self._generator(), batches=loader, loss_fn=loss_fn
             )
-            plan = replace(weights, method=f"natural, {weights.method}")
+            plan = replace(
+                weights, method=f"{plan.method}, {weights.method}", operations=(*weights.operations, *layers)
+            )
         return self.apply(plan, epoch=epoch, reason=decision.reason, batches=decision.batches, loader=loader)
 
     def _refined(self, how: Similarity, event: Event, plan: GrowthPlan, batches: Iterable[Any] | None) -> Event:

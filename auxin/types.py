@@ -399,7 +399,7 @@ class Trigger(Protocol):
 
 @runtime_checkable
 class Decider(Protocol):
-    """A trigger that also says what to grow, such as ``auxin.natural``."""
+    """A trigger that also says what to grow, such as ``auxin.natural`` or ``auxin.planned``."""
 
     def decide(
         self,
@@ -411,6 +411,6 @@ class Decider(Protocol):
         loss_fn: LossFn | None,
         cap: Any = None,
         generator: torch.Generator | None = None,
-    ) -> Decision:
-        """Return whether and what to grow after an epoch; neither model nor graph is touched."""
+    ) -> Decision | None:
+        """Return whether and what to grow after an epoch, or None to say nothing; model and graph are not touched."""
         ...

@@ -17,6 +17,7 @@ import yaml
 
 from auxin.budgets import parse_number
 from auxin.errors import ConfigError
+from auxin.planned import Planned, Step
 from auxin.similarity import Similarity
 
 
@@ -117,10 +118,12 @@ class ScheduleConfig:
     """How the learning rate moves.
 
     Attributes:
-        name: "cosine" (to floor at the last epoch), "step" (times gamma at each milestone), "plateau" (times factor
-            when the validation loss stops improving) or "constant".
+        name: "cosine" (to floor at the last epoch), "trapezoid" (constant, then straight to floor at the last epoch),
+            "step" (times gamma at each milestone), "plateau" (times factor when the validation loss stops improving)
+            or "constant".
         warmup: Linear rise from 0 in epochs, fractions allowed.
-        floor: Where cosine ends and plateau stops falling, as a share of optimizer.lr.
+        floor: Where cosine and trapezoid end and plateau stops falling, as a share of optimizer.lr.
+        decay: Share of the schedule, after warmup, in which trapezoid falls.
         milestones: Epochs at which step multiplies by gamma.
         gamma: That factor.
         factor: What plateau multiplies by.
@@ -129,9 +132,10 @@ class ScheduleConfig:
             over the epochs that remain after each growth event (plateau: at the top rate, the best loss forgotten).
     """
 
-    name: Literal["cosine", "step", "plateau", "constant"] = "cosine"
+    name: Literal["cosine", "trapezoid", "step", "plateau", "constant"] = "cosine"
     warmup: float = 0.0
     floor: float = 0.0
+    decay: float = 0.5
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.1
     factor: float = 0.1
@@ -140,6 +144,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _require(self.warmup >= 0, f"schedule.warmup is {self.warmup}: give a number of epochs, 0 or more.")
+        _require(0 < self.decay <= 1, f"schedule.decay is {self.decay}: give a share above 0, up to 1.")
         _require(0 <= self.floor <= 1, f"schedule.floor is {self.floor}: give a share of the learning rate, 0 to 1.")
         _require(
             self.name != "step" or bool(self.milestones),
@@ -256,8 +261,8 @@ class GrowthConfig:
 
     Attributes:
         method: A name of auxin.methods.METHODS, such as net2net or random; null never grows.
-        trigger: "every" (each `every` epochs), "plateau" (when `metric` stops improving) or "natural" (when the natural
-            expansion score says that a growth would pay).
+        trigger: "every" (each `every` epochs), "plateau" (when `metric` stops improving), "natural" (when the natural
+            expansion score says that a growth would pay) or "planned" (as `plan` lists it).
         every: Epochs between events.
         start: First epoch after which an event may happen, counted from 1; null is `every`.
         times: Largest number of events; null has no limit, nor has a run with a target.
@@ -278,10 +283,13 @@ class GrowthConfig:
             iterations, mean_similarity, weight_change, literal, lr, relative, neurons (new, new_and_parents or all),
             layers, depthwise, classifier and reestimate_norms (batches).
         natural: Settings of the natural trigger. start and cooldown above count for it too, not the budget.
+        plan: Steps of the planned trigger, such as {after: 10, widen: {"features.*": 32}, deepen: {features.2: 1}}:
+            epochs trained by then, sizes to reach, layers to add. Names are as auxin inspect prints them, or regular
+            expressions. The budget does not count.
     """
 
     method: str | None = "net2net"
-    trigger: Literal["every", "plateau", "natural"] = "every"
+    trigger: Literal["every", "plateau", "natural", "planned"] = "every"
     every: int = 50
     start: int | None = None
     times: int | None = 4
@@ -300,6 +308,7 @@ class GrowthConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     similarity: Similarity | None = None
     natural: NaturalConfig = field(default_factory=NaturalConfig)
+    plan: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.count = round(parse_number(str(self.count)))
@@ -308,6 +317,13 @@ class GrowthConfig:
         _require(self.count >= 1, f"growth.count is {self.count}: give at least 1.")
         _require(self.times is None or self.times >= 0, f"growth.times is {self.times}: give 0 or more, or null.")
         _require(self.patience >= 1, f"growth.patience is {self.patience}: give at least 1 epoch.")
+        _require(
+            (self.trigger == "planned") == bool(self.plan),
+            "growth.plan and growth.trigger planned belong together: give both or neither.",
+        )
+        if self.plan:
+            Planned(self.plan)
+            _require(self.until is None, "A plan says itself where growth ends: leave growth.until out.")
 
 
 @dataclass
@@ -367,6 +383,10 @@ class RunConfig:
     target: TargetConfig = field(default_factory=TargetConfig)
 
     def __post_init__(self) -> None:
+        _require(
+            not self.growth.plan or (self.target.params, self.target.flops) == (None, None),
+            "A plan says itself where growth ends: leave target.params and target.flops out.",
+        )
         _require(
             re.fullmatch(r"[\w.-]+", self.name) is not None and not self.name.startswith("."),
             f"name is {self.name!r}: use letters, digits, '-', '_' and '.', since it names a folder.",

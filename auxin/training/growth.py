@@ -14,6 +14,7 @@ from auxin.errors import ConfigError
 from auxin.expansion import Natural
 from auxin.grower import Grower
 from auxin.methods import METHODS
+from auxin.planned import Planned
 from auxin.training.config import GrowthConfig
 from auxin.training.cost import Ledger
 from auxin.triggers import every, plateau
@@ -112,6 +113,8 @@ def _trigger(
         data = scoring(samples) if scoring is not None else None
         start = config.start or 1
         return Natural(**options, cooldown=config.cooldown, start=start, data=data, num_samples=samples, seed=seed)
+    if config.trigger == "planned":
+        return Planned(config.plan)
     if config.trigger == "plateau":
         return plateau(
             metric=config.metric,

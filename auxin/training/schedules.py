@@ -34,6 +34,29 @@ def cosine(epochs: float, floor: float = 0.0) -> Schedule:
     return lambda t: floor + (1 - floor) * (1 + math.cos(math.pi * min(t / epochs, 1.0))) / 2
 
 
+def trapezoid(epochs: float, decay: float = 0.5, floor: float = 0.0) -> Schedule:
+    """Stay at the top, then fall on a straight line: 1 while t ≤ (1 − decay)·epochs, ``floor`` at ``epochs``.
+
+    Growth during the constant part leaves new units as much learning rate as the old ones had.
+
+    Args:
+        epochs: Length of both parts; the factor stays at ``floor`` afterwards.
+        decay: Share of the epochs in which it falls, above 0 to 1.
+        floor: The last factor.
+
+    Returns:
+        The schedule.
+
+    Reference:
+        Hägele et al. 2024, Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations, arXiv 2405.18392.
+
+    Example:
+        >>> [round(trapezoid(10, 0.4)(t), 3) for t in (0, 6, 8, 10)]
+        [1.0, 1.0, 0.5, 0.0]
+    """
+    return lambda t: floor + (1 - floor) * min(1.0, max(0.0, (1 - t / epochs) / decay))
+
+
 def step(milestones: Sequence[float], gamma: float = 0.1) -> Schedule:
     """Multiply by gamma at each milestone: gamma^(number of milestones ≤ t).
 
@@ -147,6 +170,8 @@ def make_schedule(config: ScheduleConfig, epochs: int, growth_epoch: int = 0, le
     length = max(epochs - start - config.warmup, 1e-9)
     if config.name == "cosine":
         inner = cosine(length, config.floor)
+    elif config.name == "trapezoid":
+        inner = trapezoid(length, config.decay, config.floor)
     elif config.name == "step":
         # Milestones count from where the schedule starts, its warmup included.
         inner = step([milestone - config.warmup for milestone in config.milestones], config.gamma)
