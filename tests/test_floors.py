@@ -23,6 +23,7 @@ FLOORS = {
     "auxin.similarity": 3,
     "auxin.methods": 3,
     "auxin.triggers": 3,
+    "auxin.planned": 3,
     "auxin.budgets": 3,
     "auxin.ranking": 3,
     "auxin.shadow": 3,

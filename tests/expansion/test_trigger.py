@@ -299,6 +299,16 @@ def test_several_proposals_at_once_stay_below_the_cap_and_add_up(until: str) -> 
     assert event.max_change < 1e-4
 
 
+def test_layers_and_units_at_once_both_happen_whatever_the_method() -> None:
+    for method in ("random", "net2net"):
+        grower = start(eager(widen=3, most=9), until="params<=5k", method=method)
+        event = grower.step(0, None, F.cross_entropy)
+        kinds = {change.kind for change in event.changes}
+        assert kinds == {"widen", "deepen"}, method
+        assert grower.decisions[0].winner.count(",") + 1 == len(event.changes)
+        assert event.method == ("natural" if method == "random" else "natural, net2net")
+
+
 def test_where_growth_may_happen() -> None:
     grower = start(eager(within=["3", "5"]))
     events = train(grower, range(3))

@@ -67,7 +67,9 @@ def test_factories_in_the_working_directory(user_folder: Path) -> None:
     [
         ("vgg61", {}, "choose one of mobilenet_v1, resnet20, secnn, small_cnn, vgg16, vit"),
         ("vgg16", {"depth": 3}, "depth"),
-        ("vgg16", {"width": -1}, "failed"),
+        ("vgg16", {"width": -1}, "each 1 or more"),
+        ("vgg16", {"width": [4, 8]}, "5 stages"),
+        ("small_cnn", {"width": -1}, "failed"),
         ("my-file.py:make", {}, "not of the form package.module:factory"),
         ("user_nets_of_test_table:", {}, "not of the form package.module:factory"),
         ("nowhere_to_be_found:make", {}, "There is no module 'nowhere_to_be_found'"),

@@ -47,6 +47,26 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         (["--data.val_fraction", "1.5"], "between 0 and 1"),
         (["--growth.count", "many"], "325k"),
         (["--name", "a/b"], "folder"),
+        (["--schedule.decay", "0"], "above 0"),
+        (["--growth.trigger", "planned"], "belong together"),
+        (["--growth.plan", "[{after: 2, deepen: {a: 1}}]"], "belong together"),
+        (["--growth.trigger", "planned", "--growth.plan", "[{after: 2}]"], "does nothing"),
+        (["--growth.trigger", "planned", "--growth.plan", "[{after: 2, widen: {a: many}}]"], "many"),
+        (
+            [
+                "--growth.trigger",
+                "planned",
+                "--growth.plan",
+                "[{after: 2, widen: {a: 3}}]",
+                "--growth.until",
+                "params<=9k",
+            ],
+            "growth.until out",
+        ),
+        (
+            ["--growth.trigger", "planned", "--growth.plan", "[{after: 2, widen: {a: 3}}]", "--target.params", "9k"],
+            "target.params",
+        ),
         (["--config", "nowhere.yaml"], "nowhere"),
     ],
 )

@@ -39,3 +39,10 @@ def test_milestones_count_from_the_start_of_the_run() -> None:
 def test_a_warmup_longer_than_the_run_still_gives_a_rate() -> None:
     schedule = make_schedule(ScheduleConfig(warmup=5), 3)
     assert [schedule(t) for t in (0, 2.5)] == pytest.approx([0, 0.5])
+
+
+def test_the_trapezoid_stays_up_and_falls_straight():
+    schedule = make_schedule(ScheduleConfig(name="trapezoid", warmup=2, decay=0.25, floor=0.1), 10)
+    assert [round(schedule(t), 6) for t in (0, 1, 2, 8, 9, 10)] == [0, 0.5, 1, 1, 0.55, 0.1]
+    again = make_schedule(ScheduleConfig(name="trapezoid", after_growth="restart"), 20, growth_epoch=12)
+    assert [again(t) for t in (12, 16, 18, 20)] == [1, 1, 0.5, 0]

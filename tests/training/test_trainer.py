@@ -107,6 +107,12 @@ def test_a_resumed_run_ends_bit_equal(tmp_path: Path, digits: ImageData, optimiz
     }
     if epoch:
         parts["growth"] = {"trigger": "every", "every": 2}
+    if epoch == 2:
+        steps = [
+            {"after": 2, "widen": {r"features\..*": 7}, "deepen": {r"features\.[25]": 1}},
+            {"after": 4, "widen": {r".*": 9}},
+        ]
+        parts["growth"] = {"trigger": "planned", "plan": steps}
     whole = fit(tmp_path / "whole", digits, **parts)
     fit_until(tmp_path / "cut", digits, epoch, **parts)
     resumed = fit(tmp_path / "cut", digits, **parts)
