@@ -14,7 +14,7 @@ from rich.table import Table
 
 from auxin.cli import Interrupted
 from auxin.cli.parser import CommandParser
-from auxin.compare import Run, choose, gather, make_plan, read_spec, run_all, write_tables
+from auxin.compare import Run, choose, gather, make_plan, once, read_spec, run_all, write_tables
 from auxin.compare.board import duration
 from auxin.compare.estimate import estimate
 from auxin.errors import ConfigError
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         _show_plan(chosen, plan, jobs, threads, console)
         return 0
-    missing = [] if options.table_only else [run for run in chosen if run.state != "done"]
+    missing = [] if options.table_only else [run for run in once(chosen) if run.state != "done"]
     _keep(plan)
     try:
         failed = run_all(missing, jobs=jobs, threads=threads, console=console, finished=lambda run: _keep([run]))
@@ -128,6 +128,7 @@ def _keep(runs: Sequence[Run]) -> None:
 
 
 def _show_plan(chosen: Sequence[Run], plan: Sequence[Run], jobs: int, threads: int, console: Console) -> None:
+    chosen = once(chosen)
     estimates = estimate(plan, threads)
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "state", "time left", "estimated from"):

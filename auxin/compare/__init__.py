@@ -1,8 +1,20 @@
 """Comparisons: many runs from one specification, and the tables made of them."""
 
-from auxin.compare.plan import Run, choose, make_plan
+from auxin.compare.plan import Run, choose, make_plan, once
 from auxin.compare.runner import run_all
 from auxin.compare.spec import Row, Spec, read_spec
 from auxin.compare.tables import gather, make_tables, write_tables
 
-__all__ = ["Row", "Run", "Spec", "choose", "gather", "make_plan", "make_tables", "read_spec", "run_all", "write_tables"]
+__all__ = [
+    "Row",
+    "Run",
+    "Spec",
+    "choose",
+    "gather",
+    "make_plan",
+    "make_tables",
+    "once",
+    "read_spec",
+    "run_all",
+    "write_tables",
+]

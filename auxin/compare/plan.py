@@ -98,6 +98,21 @@ def make_plan(spec: Spec, out: Path, results: Path | None = None) -> list[Run]:
     return runs
 
 
+def once(runs: Sequence[Run]) -> list[Run]:
+    """Return each run once, where rows share it through ``same_as``.
+
+    Args:
+        runs: Of any rows.
+
+    Returns:
+        The first of those with one folder.
+    """
+    first: dict[Path, Run] = {}
+    for run in runs:
+        first.setdefault(run.folder.path, run)
+    return list(first.values())
+
+
 def choose(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
     """Return the runs of some rows.
 

@@ -269,13 +269,18 @@ def _with_data(rows: list[Row], data: Sequence[str]) -> list[Row]:
 
 def _check_distinct(rows: list[Row], path: Path) -> None:
     slugs: dict[str, str] = {}
-    configs: dict[str, str] = {}
+    configs: dict[str, Row] = {}
     for row in rows:
         other = slugs.setdefault(row.slug, row.label)
         require(other is row.label, f'{path}: the rows "{other}" and "{row.label}" would share a folder: relabel one.')
         text = json.dumps(row.config.to_dict() | {"name": ""}, sort_keys=True)
-        other = configs.setdefault(text, row.label)
-        require(other is row.label, f'{path}: the rows "{other}" and "{row.label}" are one and the same run.')
+        same = configs.setdefault(text, row)
+        shared = row.same_as is not None and row.same_as == same.same_as
+        require(
+            same is row or shared,
+            f'{path}: the rows "{same.label}" and "{row.label}" are one and the same run; '
+            "if that is meant, give both the same same_as.",
+        )
 
 
 def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:

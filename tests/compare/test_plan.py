@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from auxin.compare import choose, make_plan, read_spec
+from auxin.compare import choose, make_plan, once, read_spec
 from auxin.compare.plan import first_difference
 from auxin.errors import ConfigError
 from auxin.training import RunConfig
@@ -36,6 +36,17 @@ def test_two_tables_share_runs_of_one_configuration(write: Write, tmp_path: Path
     rows[0]["config"] = {"growth.method": "random"}
     with pytest.raises(ConfigError, match=r"growth\.method is"):
         make_plan(read_spec(write("other.yaml", name="other", rows=rows, recipes=recipes)), tmp_path / "runs")
+
+
+def test_rows_that_are_one_run_by_intent_are_trained_once(write: Write, tmp_path: Path) -> None:
+    settings = {"growth.method": "net2net"}
+    rows = [{"label": label, "config": settings, "same_as": "methods/Net2Net"} for label in ("Copies", "Copies again")]
+    plan = make_plan(read_spec(write("other.yaml", name="other", rows=rows, seeds=2)), tmp_path / "runs")
+    assert [run.row.label for run in plan] == ["Copies", "Copies again"] * 2
+    assert [(run.row.label, run.seed) for run in once(plan)] == [("Copies", 0), ("Copies", 1)]
+    rows[1].pop("same_as")
+    with pytest.raises(ConfigError, match='"Copies" and "Copies again" are one and the same run'):
+        read_spec(write("other.yaml", name="other", rows=rows))
 
 
 def test_done_begun_and_missing(write: Write, tmp_path: Path) -> None:

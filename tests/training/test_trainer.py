@@ -140,6 +140,15 @@ def test_a_resume_is_bit_equal_in_bf16_and_channels_last(tmp_path: Path, digits:
     assert_equal_weights(whole.model, resumed.model)
 
 
+@pytest.mark.parametrize("method", ["random", "splitting", "firefly"])
+def test_the_second_term_alone_leaves_a_run_bit_equal(tmp_path: Path, digits: ImageData, method: str) -> None:
+    second = {"iterations": 5, "mean_similarity": 0.0, "weight_change": 0.1}
+    plain = fit(tmp_path / "plain", digits, growth={"method": method})
+    refined = fit(tmp_path / "refined", digits, growth={"method": method, "similarity": second})
+    assert len(refined.events) == 2
+    assert_equal_weights(plain.model, refined.model)
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, digits: ImageData) -> None:
     first = fit(tmp_path, digits)
     before = (tmp_path / "result.json").read_bytes()
