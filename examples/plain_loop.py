@@ -22,9 +22,7 @@ def main(epochs: int = 12) -> float:
 
     example = torch.zeros(2, 1, 8, 8)
     print(auxin.trace(model, example))  # what can grow, and why the rest cannot
-    grower = auxin.Grower(
-        model, optimizer, example, method="net2net", trigger=auxin.every(3), budget=auxin.ratio(0.5)
-    )  # fmt: skip
+    grower = auxin.Grower(model, optimizer, example, trigger=auxin.every(3), budget=auxin.ratio(0.5))
 
     accuracy = 0.0
     for epoch in range(epochs):

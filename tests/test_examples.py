@@ -12,7 +12,7 @@ def test_plain_loop(capsys):
     pytest.importorskip("sklearn")
     main = runpy.run_path(str(EXAMPLES / "plain_loop.py"))["main"]
     assert main(epochs=4) > 0.5
-    assert "net2net: 0 4→6" in capsys.readouterr().out
+    assert "random: 0 4→6" in capsys.readouterr().out
 
 
 def test_transformer_heads(capsys):

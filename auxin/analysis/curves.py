@@ -61,7 +61,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """Name of the folder, such as ``vgg16-net2net-1``."""
+        """Name of the folder, such as ``vgg16-1``."""
         return self.folder.path.resolve().name
 
     @property

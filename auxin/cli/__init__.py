@@ -33,11 +33,11 @@ _APP_MODULES = frozenset(
 
 _EXAMPLES = """examples:
   auxin demo
-  auxin train experiments/quick/vgg16-net2net.yaml --data path/to/cifar10
-  auxin resume runs/vgg16-net2net-1
+  auxin train experiments/vgg16.yaml --data path/to/cifar10
+  auxin resume runs/vgg16-1
   auxin compare methods.yaml --jobs 2 --dry-run
-  auxin ladder runs/vgg16-net2net-1 --max-params 60k
-  auxin export runs/vgg16-net2net-1 --out vgg16-small --max-params 60k
+  auxin ladder runs/vgg16-1 --max-params 60k
+  auxin export runs/vgg16-1 --out vgg16-small --max-params 60k
   auxin inspect auxin.models:vgg16 --input 1,3,32,32
 
 Run auxin COMMAND --help for the options of a command. AUXIN_DEBUG=1 shows where an error came from."""

@@ -18,13 +18,13 @@ eighth epoch; nothing is downloaded. It ends with the growth timeline, the accur
 examples:
   auxin demo
   auxin demo --epochs 16 --out my-runs
-  auxin demo --method random
+  auxin demo --method net2net
 """
 
 _EPOCHS_PER_PHASE = 8
 
 
-def demo_config(epochs: int = 40, method: str = "net2net", seed: int = 0) -> RunConfig:
+def demo_config(epochs: int = 40, method: str = "random", seed: int = 0) -> RunConfig:
     """Return the demo's configuration.
 
     Args:
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     parser = CommandParser("auxin demo", _DESCRIPTION)
     parser.add_argument("--epochs", type=int, default=40, help="passes over the images (default 40)")
-    parser.add_argument("--method", default="net2net", help="how new units start: net2net (default) or random")
+    parser.add_argument("--method", default="random", help="how new units start: random (default) or net2net")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run (default 0)")
     parser.add_argument("--out", default="runs", help="folder that gets the run folder (default runs)")
     options = parser.parse_args(arguments)

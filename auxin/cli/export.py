@@ -17,9 +17,9 @@ model.pt2 is a torch.export program, model.safetensors its weights, model.json t
 accuracy, and README.md how to load them. Without a choice it is the rung of highest validation accuracy.
 
 examples:
-  auxin export runs/vgg16-net2net-1 --out vgg16-small --max-params 60k
-  auxin export runs/vgg16-net2net-1 --out vgg16 --rung 4
-  auxin export runs/vgg16-net2net-1 --out vgg16 --min-accuracy 0.75 --force
+  auxin export runs/vgg16-1 --out vgg16-small --max-params 60k
+  auxin export runs/vgg16-1 --out vgg16 --rung 4
+  auxin export runs/vgg16-1 --out vgg16 --min-accuracy 0.75 --force
 """
 
 

@@ -29,11 +29,11 @@ FLOPs spent and kWh are those of the run so far, smaller sizes included.
 the same command goes on.
 
 examples:
-  auxin ladder runs/vgg16-net2net-1
-  auxin ladder runs/vgg16-net2net-1 --max-params 60k          the most accurate with at most 60,000 parameters
-  auxin ladder runs/vgg16-net2net-1 --min-accuracy 0.8 --json the smallest that reaches 80 percent
-  auxin ladder runs/vgg16-net2net-1 --max-latency-ms 5        one image, one thread, this machine
-  auxin ladder runs/vgg16-net2net-1 --finish 5
+  auxin ladder runs/vgg16-1
+  auxin ladder runs/vgg16-1 --max-params 60k          the most accurate with at most 60,000 parameters
+  auxin ladder runs/vgg16-1 --min-accuracy 0.8 --json the smallest that reaches 80 percent
+  auxin ladder runs/vgg16-1 --max-latency-ms 5        one image, one thread, this machine
+  auxin ladder runs/vgg16-1 --finish 5
 """
 
 

@@ -15,7 +15,7 @@ themselves; this command draws it again, for example for a run copied from anoth
 
 examples:
   auxin report runs/demo-1
-  auxin report runs/vgg16-net2net-1 --data path/to/cifar10      the images have moved
+  auxin report runs/vgg16-1 --data path/to/cifar10      the images have moved
   auxin report runs/a-1 runs/b-1 --no-cam
 """
 

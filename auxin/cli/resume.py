@@ -21,9 +21,9 @@ With train.deterministic the final weights are bit-equal to those of a run that 
 here replace those of the run from now on; the model's stay as they are.
 
 examples:
-  auxin resume runs/vgg16-net2net-1
-  auxin resume runs/vgg16-net2net-1 --optimizer.lr 0.05        the loss was no longer finite
-  auxin resume runs/vgg16-net2net-1 --data path/to/cifar10     the images have moved
+  auxin resume runs/vgg16-1
+  auxin resume runs/vgg16-1 --optimizer.lr 0.05        the loss was no longer finite
+  auxin resume runs/vgg16-1 --data path/to/cifar10     the images have moved
 """
 
 

@@ -25,7 +25,7 @@ as CSV, JSON lines and TensorBoard, and at the end result.json. report.html show
 the training lasts. auxin resume goes on after any interruption.
 
 examples:
-  auxin train experiments/quick/vgg16-net2net.yaml --data path/to/cifar10
+  auxin train experiments/vgg16.yaml --data path/to/cifar10
   auxin train my.yaml --train.epochs 30 --growth.ratio 0.5 --growth.until "params<=325k"
   auxin train my.yaml --model.name my_models:make --model.kwargs.width 32
   auxin train --print_config > my.yaml        every setting with its default

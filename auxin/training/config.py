@@ -260,7 +260,7 @@ class GrowthConfig:
     """When, where and how much the model grows.
 
     Attributes:
-        method: A name of auxin.methods.METHODS, such as net2net or random; null never grows.
+        method: A name of auxin.methods.METHODS, such as random or firefly; null never grows.
         trigger: "every" (each `every` epochs), "plateau" (when `metric` stops improving), "natural" (when the natural
             expansion score says that a growth would pay) or "planned" (as `plan` lists it).
         every: Epochs between events.
@@ -288,7 +288,7 @@ class GrowthConfig:
             expressions. The budget does not count.
     """
 
-    method: str | None = "net2net"
+    method: str | None = "random"
     trigger: Literal["every", "plateau", "natural", "planned"] = "every"
     every: int = 50
     start: int | None = None
