@@ -38,6 +38,7 @@ class Firefly:
         rate: Relative length of the first training step.
         path_points: Points of the path integral; 1 is exact to second order in ε.
         num_batches: Batches to train on, then to hold out, in the proportion 2 to 1.
+        splits: Whether neurons may be split; without, all candidates are new neurons.
         name: Key in ``METHODS``.
 
     Reference:
@@ -50,6 +51,7 @@ class Firefly:
     rate: float = 1.0
     path_points: int = 1
     num_batches: int = 6
+    splits: bool = True
     name: str = "firefly"
 
     def __post_init__(self) -> None:
@@ -94,7 +96,7 @@ class Firefly:
         number = {n: self.num_candidates or max(allocated.units.get(n, 0), 1) for n in names if n not in why}
         operations, notes = [], []
         candidates = None
-        split: dict[str, list[int]] = {}
+        chosen: dict[str, list[int]] = {}
         rest: dict[str, int] = dict(allocated.units)
         step = self.step_size
         if number:
@@ -102,19 +104,27 @@ class Firefly:
                 candidates = Candidates(model, graph, number, generator)
                 candidates.train(train, loss, self.steps, self.step_size, self.rate)
                 scores = candidates.scores(held, loss, self.step_size, self.path_points)
+                sizes = {name: candidates.groups[name].size for name in scores}
+                if not self.splits:
+                    for name, score in scores.items():
+                        score[: sizes[name]] = 0.0
                 ranked = {name: score.tolist() for name, score in scores.items()}
-                split, rest = choose(allocated, graph, ranked)
-                step, change = _step_length(candidates, split, held, loss, self.step_size)
-            predicted = sum(ranked[name][i] for name, chosen in split.items() for i in chosen)
-            notes.append(f"predicted loss change {predicted:.2e}, on held batches {change:.2e} at step {step:.3g}")
+                chosen, rest = choose(allocated, graph, ranked)
+                step, change = _step_length(candidates, chosen, held, loss, self.step_size)
+            predicted = sum(ranked[name][i] for name, units in chosen.items() for i in units)
+            splits = sum(i < sizes[name] for name, units in chosen.items() for i in units)
+            notes.append(
+                f"{splits} splits and {sum(map(len, chosen.values())) - splits} new neurons: predicted loss change "
+                f"{predicted:.2e}, on held batches {change:.2e} at step {step:.3g}"
+            )
         fresh = random_values(model, graph, rest, generator)
         for name in names:
-            if split.get(name) or rest.get(name):
+            if chosen.get(name) or rest.get(name):
                 operations.append(
-                    _operation(model, graph, candidates, name, split.get(name, []), step, rest.get(name, 0), fresh)
+                    _operation(model, graph, candidates, name, chosen.get(name, []), step, rest.get(name, 0), fresh)
                 )
         for name, by in rest.items():
-            reason = why.get(name, f"has only {len(split.get(name, []))} candidates that lower the loss")
+            reason = why.get(name, f"has only {len(chosen.get(name, []))} candidates that lower the loss")
             notes.append(f"{name} {reason}, so {by} of its new neurons are random")
         return GrowthPlan(self.name, tuple(operations), self.preserves, tuple(notes))
 

@@ -140,6 +140,10 @@ def test_splits_and_new_neurons_share_one_ranking():
     parents = plan.operations[0].parents
     assert sorted(p >= 0 for p in parents) == [False, True, True]
     assert len(set(parents)) == 3
+    assert plan.notes[0].startswith("2 splits and 1 new neurons: ")
+    unsplit = propose(Firefly(splits=False), model, graph, {"trunk.0": 3}, batch)
+    assert max(unsplit.operations[0].parents, default=-1) == -1
+    assert unsplit.notes[0].startswith("0 splits and 3 new neurons: ")
     event = auxin.Grower(model, None, example, method=Firefly(), budget=auxin.count(5, scope="global")).grow(
         loader=[(batch, None)], loss_fn=generic_loss
     )
