@@ -88,6 +88,6 @@ def test_mistakes_are_named(
         run(readme, monkeypatch, str(folder / "README.md"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "experiments/sakai2024/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "experiments/sakai2024/README.md", "experiments/equal_flops/README.md"])
 def test_our_own_tables_are_up_to_date(readme: ModuleType, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
     run(readme, monkeypatch, str(ROOT / page), "--check")
