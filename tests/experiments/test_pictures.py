@@ -1,0 +1,49 @@
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "sakai2024" / "pictures.py"
+
+
+@pytest.fixture(scope="module")
+def pictures() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("sakai_pictures", SCRIPT)
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def entry(method: str, seed: int, share: float, gain: float) -> dict[str, Any]:
+    without = {"share": share, "entropy": 0.9, "area": 0.25, "insertion": 0.5, "deletion": 0.2}
+    return {
+        "method": method,
+        "seed": seed,
+        "images": 500,
+        "without": without,
+        "with": {**without, "share": share + gain},
+    }
+
+
+def test_differences_are_paired_by_seed(pictures: ModuleType) -> None:
+    text = pictures.table([entry("SSD", 0, 0.90, 0.02), entry("SSD", 1, 0.94, 0.04), entry("Random", 0, 0.99, 0.0)])
+    lines = text.splitlines()
+    assert lines[2].startswith("| Random | 1 | pairs in [-0.5, 0.5], % | 99.00 | 99.00 | +0.00 |")
+    assert "| SSD | 2 | pairs in [-0.5, 0.5], % | 92.00 ± 2.83 | 95.00 ± 4.24 | +3.00 ± 1.41 |" in lines
+    assert "|  |  | Grad-CAM entropy | 0.900 ± 0.000 | 0.900 ± 0.000 | +0.000 ± 0.000 |" in lines
+    assert not any("Firefly" in line for line in lines) and lines[-1].endswith("500 test images.")
+
+
+def test_the_table_in_the_readme_is_up_to_date(pictures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["pictures.py", "--check"])
+    pictures.main()
+
+
+def test_a_missing_folder_is_one_sentence(pictures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["pictures.py", "nowhere"])
+    with pytest.raises(SystemExit, match="no folder nowhere"):
+        pictures.main()
