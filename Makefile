@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint tables clean
 
 demo: $(VENV)/app-installed
 	$(BIN)/auxin demo
@@ -26,6 +26,12 @@ $(VENV)/app-installed: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/dev-installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[app,dev]"
 	touch $@ $(VENV)/app-installed
+
+# Every table of every README again, from experiments/*/results.
+tables: $(VENV)/app-installed
+	$(BIN)/python experiments/readme.py README.md experiments/sakai2024/README.md experiments/equal_flops/README.md
+	$(BIN)/python experiments/sakai2024/pictures.py
+	$(BIN)/python experiments/secnn2024/tables.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
