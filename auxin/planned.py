@@ -189,4 +189,4 @@ def _fitting(pattern: str, names: Sequence[str]) -> list[str]:
 
 def _close(pattern: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(pattern, names, 1)
-    return f"; did you mean {close[0]}?" if close else "; auxin inspect lists them"
+    return f"; the nearest is {close[0]}" if close else "; auxin inspect lists them"

@@ -81,7 +81,7 @@ def test_a_name_inside_an_added_layer_is_looked_up_when_it_is_there():
     [
         ([{"after": 1, "widen": {"9": 12}}], "fits no width group"),
         ([{"after": 1, "widen": {"4": 12}}], "4 cannot grow: it reaches the model's output"),
-        ([{"after": 1, "deepen": {"11": 1}}], "fits no depth site; did you mean 1"),
+        ([{"after": 1, "deepen": {"11": 1}}], "fits no depth site; the nearest is 1"),
         ([{"after": 1, "widen": {"(": 12}}], "no regular expression"),
         ([{"after": 0, "widen": {"0": 12}}], "1 or more"),
         ([{"after": 1, "widen": {"0": 1.5}}], "give a whole number"),

@@ -384,6 +384,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(
+            all(step.after < self.train.epochs for step in self.growth.plan),
+            f"growth.plan has a step after epoch {max((step.after for step in self.growth.plan), default=0)}, but the run "
+            f"has {self.train.epochs}: leave epochs to train what grew.",
+        )
+        _require(
             not self.growth.plan or (self.target.params, self.target.flops) == (None, None),
             "A plan says itself where growth ends: leave target.params and target.flops out.",
         )

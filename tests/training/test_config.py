@@ -51,6 +51,10 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         (["--growth.trigger", "planned"], "belong together"),
         (["--growth.plan", "[{after: 2, deepen: {a: 1}}]"], "belong together"),
         (["--growth.trigger", "planned", "--growth.plan", "[{after: 2}]"], "does nothing"),
+        (
+            ["--growth.trigger", "planned", "--growth.plan", "[{after: 9, deepen: {a: 1}}]", "--train.epochs", "9"],
+            "run has 9",
+        ),
         (["--growth.trigger", "planned", "--growth.plan", "[{after: 2, widen: {a: many}}]"], "many"),
         (
             [
