@@ -385,7 +385,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _require(
             all(step.after < self.train.epochs for step in self.growth.plan),
-            f"growth.plan has a step after epoch {max((step.after for step in self.growth.plan), default=0)}, but the run "
+            f"growth.plan has a step after epoch {max((s.after for s in self.growth.plan), default=0)}, but the run "
             f"has {self.train.epochs}: leave epochs to train what grew.",
         )
         _require(

@@ -85,7 +85,7 @@ def finishing_config(rung: Rung, epochs: int, lr: float | None = None) -> RunCon
         optimizer=replace(config.optimizer, lr=lr),
         schedule=ScheduleConfig(name="cosine"),
         train=replace(config.train, epochs=epochs),
-        growth=replace(config.growth, method=None),
+        growth=replace(config.growth, method=None, trigger="every", plan=[]),
         target=TargetConfig(),
     )
 

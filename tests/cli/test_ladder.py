@@ -104,6 +104,16 @@ def test_a_run_without_a_rung_says_so(finished: Path, tmp_path: Path, capsys: py
     assert "no rung yet" in capsys.readouterr().err
 
 
+def test_the_sizes_of_a_planned_run_can_be_finished_for_fewer_epochs(tmp_path: Path, data: ImageData) -> None:
+    plan = [{"after": 2, "widen": {r"features\..*": 6}, "deepen": {r"features\.2": 1}}]
+    fit(tmp_path, data, train={"epochs": 3}, growth={"trigger": "planned", "plan": plan})
+    paths = finish(RunFolder(tmp_path), 1, console=QUIET, data=data)
+    assert len(rungs(tmp_path / "ladder")) == 2 and paths is not None
+    for number in range(2):
+        done = Result.read(tmp_path / "finished" / f"rung-{number:02d}" / "result.json")
+        assert len(done.phases) == 1 and not done.config["growth"]["plan"]
+
+
 def test_a_finish_trains_each_rung_on_from_its_weights(finished: Path, data: ImageData) -> None:
     for rung in rungs(finished / "ladder"):
         place = finished / "finished" / f"rung-{rung.number:02d}"
