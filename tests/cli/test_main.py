@@ -126,9 +126,14 @@ def test_print_config_gives_a_file_that_train_reads(capsys: pytest.CaptureFixtur
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     write_config("name: long\nmodel: {name: small_cnn}\ntrain: {epochs: 100000, precision: 32-true, threads: 1}\n")
     command = [sys.executable, "-m", "auxin", "train", "c.yaml", "--out", "runs"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 90
     while not (tmp_path / "runs/long-1/checkpoints/last.json").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
