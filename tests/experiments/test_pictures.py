@@ -43,6 +43,24 @@ def test_the_table_in_the_readme_is_up_to_date(pictures: ModuleType, monkeypatch
     pictures.main()
 
 
+def test_shares_of_alike_pairs_are_averaged_over_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = SCRIPT.with_name("duplicates.py")
+    specification = importlib.util.spec_from_file_location("sakai_duplicates", script)
+    assert specification and specification.loader
+    duplicates = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(duplicates)
+    inside, outside = [0] * 40, [0] * 40
+    inside[20], outside[39] = 4, 4
+    alike = [a + b for a, b in zip(inside, outside, strict=True)]
+    layers = {name: {"before_growth": inside, "after_growth": alike, "after_refinement": None} for name in "ab"}
+    layers["b"] = {**layers["b"], "after_growth": inside}
+    assert duplicates.shares({"event": 1, "epoch": 2, "layers": layers}) == pytest.approx([0, 0.25, None])
+    text = duplicates.table([{"row": "ssd", "seed": 0, "events": [[0.0, 0.25, None]]}])
+    assert "| ssd | 1 | 1 | 0.00 | 25.00 | - |" in text
+    monkeypatch.setattr(sys, "argv", ["duplicates.py", "--check"])
+    duplicates.main()
+
+
 def test_a_missing_folder_is_one_sentence(pictures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["pictures.py", "nowhere"])
     with pytest.raises(SystemExit, match="no folder nowhere"):
