@@ -15,6 +15,7 @@ from auxin.cli.timeline import show_result
 from auxin.errors import ConfigError
 from auxin.report import LivePage
 from auxin.training import RunConfig, RunFolder, Trainer, load_config, make_parser
+from auxin.training.allocator import keep_freed_memory
 
 _USAGE = "auxin train CONFIG [--data SOURCE] [--out FOLDER] [--any.field VALUE ...]"
 
@@ -79,6 +80,7 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> int:
         Interrupted: At Ctrl-C, with how to go on.
         KeyboardInterrupt: At Ctrl-C before there is anything to go on from.
     """
+    keep_freed_memory()
     # Fabric announces its precision at every start.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     page = LivePage(lambda text: console.print(text, markup=False, highlight=False))

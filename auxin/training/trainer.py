@@ -24,6 +24,7 @@ from auxin.training.account import Account
 from auxin.training.checkpoint import Checkpoint, Stage
 from auxin.training.config import RunConfig
 from auxin.training.cost import num_flops, num_parameters
+from auxin.training.depthwise import DepthwiseInFloat32
 from auxin.training.distributions import keep_distributions
 from auxin.training.folder import RunFolder
 from auxin.training.growth import make_grower
@@ -228,19 +229,20 @@ class Trainer:
         seed_stage(config.train.seed, epoch, "train")
         self.train_loader.set_epoch(epoch)
         self.progress.begin(epoch, len(self.train_loader))
-        trained = train_epoch(
-            self.forward,
-            self.stepper,
-            self.train_loader,
-            fabric=self.fabric,
-            epoch=epoch,
-            schedule=make_schedule(config.schedule, config.train.epochs, self._restart_epoch, self._plateau.level),
-            lr=config.optimizer.lr,
-            label_smoothing=config.train.label_smoothing,
-            l1=config.train.l1,
-            clip_norm=config.train.clip_norm,
-            on_step=self.progress.advance,
-        )
+        with DepthwiseInFloat32():
+            trained = train_epoch(
+                self.forward,
+                self.stepper,
+                self.train_loader,
+                fabric=self.fabric,
+                epoch=epoch,
+                schedule=make_schedule(config.schedule, config.train.epochs, self._restart_epoch, self._plateau.level),
+                lr=config.optimizer.lr,
+                label_smoothing=config.train.label_smoothing,
+                l1=config.train.l1,
+                clip_norm=config.train.clip_norm,
+                on_step=self.progress.advance,
+            )
         val_loss, val_accuracy = evaluate(self.forward, self.val_loader)
         if config.schedule.name == "plateau":
             self._plateau.update(val_loss)
