@@ -17,12 +17,14 @@ _PACKAGES = ("auxin", "torch", "numpy", "safetensors", "lightning-fabric", "torc
 def commit() -> dict[str, Any]:
     """Return the commit of the running auxin: ``{"commit": hash or "unknown", "dirty": bool or None}``.
 
-    An installed copy has none, even where it lies inside somebody else's git repository.
+    An installed copy has none, even where it lies inside somebody else's git repository. Files in folders called
+    ``results`` do not make a checkout dirty: a run changes none of its code by leaving its own result there.
     """
     source = Path(__file__).resolve()
     if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
         return {"commit": "unknown", "dirty": None}
-    status = _git(source.parent, "status", "--porcelain")
+    code = (":(top)", ":(top,exclude,glob)**/results/**")
+    status = _git(source.parent, "status", "--porcelain", "--untracked-files=all", "--", *code)
     return {"commit": _git(source.parent, "rev-parse", "HEAD") or "unknown", "dirty": bool(status)}
 
 

@@ -56,7 +56,7 @@ class Result:
         name: Name of the run.
         config: The configuration, complete.
         commit: Commit of auxin, or "unknown".
-        dirty: Whether that checkout had changes; None where there is no commit.
+        dirty: Whether that checkout had changes outside ``results`` folders; None where there is no commit.
         seed: Seed of the run.
         hardware: Processor, cores, threads, GPUs.
         versions: Versions of Python and the packages.

@@ -2,7 +2,7 @@
 
 For every finished run and event, averaged over the thirteen convolutions: the share of pairs of neurons with a cosine
 outside [-0.5, 0.5], before growth, after it and after refinement. Read from the similarity.json of each run's folder,
-kept in results/duplicates.json; the table in README.md is made from that.
+added to results/duplicates.json; the table in README.md is made from that.
 
 Run: python experiments/sakai2024/duplicates.py runs/table1-short     (reads the runs)
      python experiments/sakai2024/duplicates.py                       (only writes the table)
@@ -46,6 +46,12 @@ def collect(runs: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def merge(kept: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return all entries, one per row and seed, in order; a new one replaces the one that was kept."""
+    found = {(entry["row"], entry["seed"]): entry for entry in (*kept, *new)}
+    return [found[key] for key in sorted(found)]
+
+
 def table(entries: Sequence[Mapping[str, Any]]) -> str:
     """Return the Markdown table: percent of pairs, mean over seeds."""
     rows = list(dict.fromkeys(entry["row"] for entry in entries))
@@ -75,7 +81,8 @@ def main() -> None:
     if options.runs:
         if not options.runs.is_dir():
             sys.exit(f"There is no folder {options.runs}: give the one that auxin compare made for Table 1.")
-        KEPT.write_text(json.dumps(collect(options.runs), indent=1) + "\n", encoding="utf-8")
+        entries = merge(json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else [], collect(options.runs))
+        KEPT.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     readme = HERE / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)

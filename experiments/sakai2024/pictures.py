@@ -2,7 +2,7 @@
 
 For each method and seed of Table 1 (VGG16) whose two runs are finished: the share of pairs of neurons of the second
 convolution whose cosine lies in [-0.5, 0.5] (the paper's figure 6) and the numbers of Grad-CAM over some test images.
-Writes results/pictures.json and results/figure6-METHOD.svg; the table in README.md is made from the former.
+Adds to results/pictures.json and writes results/figure6-METHOD.svg; the table in README.md is made from the former.
 
 Run: python experiments/sakai2024/pictures.py runs/table1-short --data path/to/cifar10     (looks at the nets)
      python experiments/sakai2024/pictures.py                                             (only writes the table)
@@ -57,8 +57,8 @@ def look(folder: Path, source: str | None, images: int) -> tuple[dict[str, float
 
 
 def collect(runs: Path, source: str | None, images: int) -> list[dict[str, Any]]:
-    """Return one entry per method and seed, and draw figure 6 of the first seed."""
-    entries = []
+    """Return one entry per method and seed, and draw figure 6 of each method's first seed here."""
+    entries, drawn = [], set()
     for title, method in METHODS.items():
         for plain in sorted(runs.glob(f"{method}-vgg16-s*")):
             other = plain.with_name(plain.name.replace(f"{method}-", f"{method}-similarity-"))
@@ -68,10 +68,17 @@ def collect(runs: Path, source: str | None, images: int) -> list[dict[str, Any]]
             seed = int(plain.name.rpartition("-s")[2])
             entries.append({"method": title, "seed": seed, "images": images, "without": without, "with": with_})
             print(f"{title}, seed {seed}: {100 * without['share']:.2f} % and {100 * with_['share']:.2f} % of pairs")
-            if seed == 0:
+            if title not in drawn:
+                drawn.add(title)
                 with house_style():
                     save(similarity_histograms([first, second], LAYER), RESULTS / f"figure6-{method}.svg")
     return entries
+
+
+def merge(kept: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return all entries, one per method and seed, in order; a new one replaces the one that was kept."""
+    found = {(entry["method"], entry["seed"]): entry for entry in (*kept, *new)}
+    return [found[key] for key in sorted(found)]
 
 
 def spread(values: Sequence[float], digits: int, sign: str = "") -> str:
@@ -115,7 +122,8 @@ def main() -> None:
     if options.runs:
         if not options.runs.is_dir():
             sys.exit(f"There is no folder {options.runs}: give the one that auxin compare made for Table 1.")
-        entries = collect(options.runs, options.data, options.images)
+        known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+        entries = merge(known, collect(options.runs, options.data, options.images))
         kept.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     entries = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
     readme = HERE / "README.md"

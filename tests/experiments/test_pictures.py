@@ -65,3 +65,10 @@ def test_a_missing_folder_is_one_sentence(pictures: ModuleType, monkeypatch: pyt
     monkeypatch.setattr(sys, "argv", ["pictures.py", "nowhere"])
     with pytest.raises(SystemExit, match="no folder nowhere"):
         pictures.main()
+
+
+def test_runs_of_another_machine_are_kept(pictures: ModuleType) -> None:
+    kept = [entry("SSD", 0, 0.90, 0.02), entry("Random", 1, 0.99, 0.0)]
+    merged = pictures.merge(kept, [entry("SSD", 1, 0.94, 0.04), entry("SSD", 0, 0.91, 0.02)])
+    assert [(each["method"], each["seed"]) for each in merged] == [("Random", 1), ("SSD", 0), ("SSD", 1)]
+    assert merged[1]["without"]["share"] == 0.91
