@@ -25,7 +25,7 @@ from torch import nn
 
 from auxin.models import build
 from auxin.training.allocator import keep_freed_memory
-from auxin.training.depthwise import DepthwiseInFloat32
+from auxin.training.depthwise import depthwise_in_float32
 from auxin.training.provenance import commit, hardware, versions
 
 NETS = (("vgg16", 16), ("vgg16", 55), ("mobilenet_v1", 32), ("mobilenet_v1", 106))
@@ -46,7 +46,7 @@ def cpu_milliseconds(name: str, width: int, way: str, steps: int) -> float:
     labels = torch.randint(0, 10, (128,))
 
     def step() -> None:
-        with DepthwiseInFloat32() if float32 else nullcontext():
+        with depthwise_in_float32(model) if float32 else nullcontext():
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(images)
             optimizer.zero_grad(set_to_none=True)

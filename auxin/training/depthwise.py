@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -40,6 +41,20 @@ class DepthwiseInFloat32(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def depthwise_in_float32(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return the mode if a model has such a convolution, else nothing: watching every call costs a little.
+
+    Args:
+        model: Whose convolutions count.
+
+    Returns:
+        A context to train the model in.
+    """
+    layers = (each for each in model.modules() if isinstance(each, nn.Conv2d))
+    found = any(_lacks_kernel(each.weight, each.stride, each.dilation, each.groups) for each in layers)
+    return DepthwiseInFloat32() if found else nullcontext()
+
+
 def _is_slow(
     input: Tensor,
     weight: Tensor,
@@ -49,11 +64,18 @@ def _is_slow(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> bool:
-    """Say so of a depthwise convolution under bf16 autocast whose gradients fall back to reference code."""
-    if groups == 1 or input.device.type != "cpu" or weight.shape[1] != 1 or not torch.is_autocast_enabled("cpu"):
-        return False
-    plain = _most(stride) == 1 and _most(dilation) == 1 and weight.shape[0] == groups
-    return not plain and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return (
+        _lacks_kernel(weight, stride, dilation, groups)
+        and input.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
+
+
+def _lacks_kernel(weight: Tensor, stride: int | Sequence[int], dilation: int | Sequence[int], groups: int) -> bool:
+    """Say so of depthwise convolutions whose gradients fall back to reference code in bf16."""
+    depthwise = groups > 1 and weight.shape[1] == 1
+    return depthwise and (_most(stride) > 1 or _most(dilation) > 1 or weight.shape[0] > groups)
 
 
 def _float(value: Any) -> Any:

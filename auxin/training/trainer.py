@@ -24,7 +24,7 @@ from auxin.training.account import Account
 from auxin.training.checkpoint import Checkpoint, Stage
 from auxin.training.config import RunConfig
 from auxin.training.cost import num_flops, num_parameters
-from auxin.training.depthwise import DepthwiseInFloat32
+from auxin.training.depthwise import depthwise_in_float32
 from auxin.training.distributions import keep_distributions
 from auxin.training.folder import RunFolder
 from auxin.training.growth import make_grower
@@ -229,7 +229,7 @@ class Trainer:
         seed_stage(config.train.seed, epoch, "train")
         self.train_loader.set_epoch(epoch)
         self.progress.begin(epoch, len(self.train_loader))
-        with DepthwiseInFloat32():
+        with depthwise_in_float32(self.model):
             trained = train_epoch(
                 self.forward,
                 self.stepper,

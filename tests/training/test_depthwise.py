@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from auxin.data import ImageData
 from auxin.models import build
 from auxin.training import RunConfig, Trainer
-from auxin.training.depthwise import DepthwiseInFloat32
+from auxin.training.depthwise import DepthwiseInFloat32, depthwise_in_float32
 
 
 def gradients(convolution: nn.Conv2d, images: Tensor, mode: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,3 +109,8 @@ def test_without_autocast_nothing_changes() -> None:
     expected = model.eval()(images)
     with DepthwiseInFloat32():
         assert torch.equal(model(images), expected)
+
+
+def test_a_model_without_such_a_convolution_is_not_watched() -> None:
+    assert isinstance(depthwise_in_float32(build("mobilenet_v1", width=4)), DepthwiseInFloat32)
+    assert not isinstance(depthwise_in_float32(build("vgg16", width=4)), DepthwiseInFloat32)
