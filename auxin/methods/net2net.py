@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from auxin.budgets import Allocated
+from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.methods.random import Random
+from auxin.methods.symmetry import outgoing_offsets
 from auxin.types import Budget, GrowthPlan, LossFn, Slot, Widen
 
 
@@ -27,6 +29,8 @@ class Net2Net:
     Attributes:
         noise: Standard deviation of noise on the copies' fan-in, relative to the fan-in's own (0 preserves the
             function).
+        asymmetry: How unequally parent and copies share the outgoing weights, relative to the size of these
+            (``symmetry.outgoing_offsets``; preserves the function). Either this or noise.
         name: Key in ``METHODS``.
 
     Reference:
@@ -34,7 +38,12 @@ class Net2Net:
     """
 
     noise: float = 0.0
+    asymmetry: float = 0.0
     name: str = "net2net"
+
+    def __post_init__(self) -> None:
+        if self.noise and self.asymmetry:
+            raise ConfigError("Net2Net breaks the symmetry of copies by noise or by asymmetry: give one of the two.")
 
     @property
     def preserves(self) -> bool:
@@ -84,7 +93,10 @@ class Net2Net:
                         spread = self.noise * float(copied.float().std())
                         noise = torch.randn(copied.shape, generator=generator).to(copied)
                         values[f"{slot.parameter}:{slot.dim}"] = copied + spread * noise
-            operations.append(Widen(name, by, parents, values))
+            offsets = {}
+            if self.asymmetry:
+                offsets = outgoing_offsets(model, graph, name, parents, self.asymmetry, generator)
+            operations.append(Widen(name, by, parents, values, offsets=offsets))
         return GrowthPlan(self.name, tuple(operations), self.preserves, tuple(notes))
 
 
