@@ -27,6 +27,11 @@ def clone_tensors(tree: Any, device: torch.device | None = None) -> Any:
     return pytree.tree_map(lambda x: x.detach().to(device, copy=True) if isinstance(x, Tensor) else x, tree)
 
 
+def tensors_of(output: Any) -> list[Tensor]:
+    """Return the tensors of a nested output; other objects, such as a language model's cache, are left out."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the user's module behind ``torch.compile`` and single-process wrappers that keep it in ``module``."""
     while True:
@@ -69,6 +74,7 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
     """
     args, kwargs = clone_tensors(normalise_inputs(example_inputs))
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    only_tensors = model.register_forward_hook(lambda module, args, output: tensors_of(output))
     try:
         with evaluation(model):
             program = torch.export.export(model, args, kwargs or None, strict=False)
@@ -79,6 +85,7 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
             "Check that the example inputs fit the forward and that it has no data-dependent Python control flow."
         ) from error
     finally:
+        only_tensors.remove()
         for name, buffer in model.named_buffers():
             if name in buffers and not torch.equal(buffer, buffers[name]):
                 buffer.data.copy_(buffers[name])

@@ -18,7 +18,7 @@ from auxin.graph.sites import find_sites
 
 # Names under which modules keep sizes; and words that mean something else, though the number may be the same.
 SIZE_NAME = re.compile(
-    r"head|dim|size|width|channel|feature|hidden|group|embed|inner|^nf$|^nx$|rep|^(c|d)_|planes|units"
+    r"head|dim|size|width|channel|feature|hidden|group|embed|inner|^nf$|^nx$|rep|^(c|d)_|planes|units|rank"
 )
 OTHER_NAME = re.compile(r"kernel|stride|pad|dilat|layer|patch|image|vocab|max|seq|len|class|depth|scale|factor|batch")
 

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 from auxin.errors import AuxinError, ConfigError, GrowthError
 from auxin.graph import Graph, trace
-from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs, unwrap
+from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs, tensors_of, unwrap
 from auxin.surgery.blocks import GROWN
 from auxin.surgery.configs import config_sizes, update_configs
 from auxin.surgery.deepen import check_deepen, deepen_model
@@ -181,7 +180,7 @@ def _outputs(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -
     args, kwargs = clone_tensors(inputs)
     with evaluation(model):
         output = model(*args, **kwargs)
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return tensors_of(output)
 
 
 def _difference(before: list[Tensor], after: list[Tensor]) -> float:
