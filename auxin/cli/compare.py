@@ -30,6 +30,7 @@ examples:
   auxin compare methods.yaml --dry-run                    the plan, with an estimate of the time
   auxin compare methods.yaml --jobs 4 --results results   four runs at a time; results and tables kept in results/
   auxin compare methods.yaml --recipe short --only Random --only Firefly
+  auxin compare methods.yaml --only Firefly --seed 0      one run
   auxin compare methods.yaml --data path/to/cifar10
   auxin compare methods.yaml --results results --table-only
 """
@@ -55,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
         spec = replace(spec, moved=True)  # the tables say themselves where the images were
     plan = make_plan(spec, Path(options.out), options.results and Path(options.results))
     tables = Path(options.results or options.out) / spec.name
-    chosen = choose(plan, options.only)
+    chosen = choose(plan, options.only, options.seed)
     if options.dry_run:
         _show_plan(chosen, plan, jobs, threads, console)
         return 0
@@ -86,6 +87,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--cores", type=_positive, default=_cores(), help="CPU cores to share among them (default all)")
     parser.add_argument("--recipe", help="one of the specification's recipes (default its first)")
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help="train this row only; repeatable")
+    parser.add_argument(
+        "--seed", action="append", type=int, default=[], metavar="N", help="train this seed only; repeatable"
+    )
     parser.add_argument(
         "--data",
         action="append",

@@ -113,24 +113,30 @@ def once(runs: Sequence[Run]) -> list[Run]:
     return list(first.values())
 
 
-def choose(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
-    """Return the runs of some rows.
+def choose(runs: Sequence[Run], only: Sequence[str], seeds: Sequence[int] = ()) -> list[Run]:
+    """Return the runs of some rows and seeds.
 
     Args:
         runs: All.
         only: Labels, slugs, or single words of labels; none of them chooses all.
+        seeds: Seeds; none chooses all.
 
     Returns:
-        Those that one of the words means.
+        Those that one of the words means, with one of the seeds.
 
     Raises:
-        ConfigError: If a word means none.
+        ConfigError: If a word or a seed means none.
     """
     for word in only:
         if not any(_means(word, run.row) for run in runs):
             labels = ", ".join(dict.fromkeys(f'"{run.row.label}"' for run in runs))
             raise ConfigError(f"--only {word} means no row: choose among {labels}.")
-    return [run for run in runs if not only or any(_means(word, run.row) for word in only)]
+    known = sorted({run.seed for run in runs})
+    for seed in seeds:
+        if seed not in known:
+            raise ConfigError(f"--seed {seed} means no run: the comparison has the seeds {', '.join(map(str, known))}.")
+    named = [run for run in runs if not only or any(_means(word, run.row) for word in only)]
+    return [run for run in named if not seeds or run.seed in seeds]
 
 
 def _means(word: str, row: Row) -> bool:

@@ -100,3 +100,12 @@ def test_only_takes_labels_slugs_and_words_of_an_axis(write: Write, tmp_path: Pa
     assert [run.name for run in choose(plan, ["Random"])] == ["random-ratio-0.25-s0", "random-ratio-0.5-s0"]
     with pytest.raises(ConfigError, match="--only Firefly means no row"):
         choose(plan, ["Firefly"])
+
+
+def test_a_row_and_a_seed_are_one_run(write: Write, tmp_path: Path) -> None:
+    plan = make_plan(read_spec(write(grid={"growth.ratio": [0.25, 0.5]}, seeds=[0, 3])), tmp_path)
+    assert [run.name for run in choose(plan, ["Random, ratio=0.5"], [3])] == ["random-ratio-0.5-s3"]
+    assert [run.seed for run in choose(plan, [], [3])] == [3, 3, 3, 3]
+    assert choose(plan, [], [0, 3]) == plan
+    with pytest.raises(ConfigError, match="--seed 1 means no run: the comparison has the seeds 0, 3"):
+        choose(plan, [], [1])
