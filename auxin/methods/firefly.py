@@ -39,6 +39,8 @@ class Firefly:
         path_points: Points of the path integral; 1 is exact to second order in ε.
         num_batches: Batches to train on, then to hold out, in the proportion 2 to 1.
         splits: Whether neurons may be split; without, all candidates are new neurons.
+        asymmetry: How unequally the two halves of a split share the outgoing weights, relative to the size of these
+            (``symmetry.outgoing_offsets``).
         name: Key in ``METHODS``.
 
     Reference:
@@ -52,6 +54,7 @@ class Firefly:
     path_points: int = 1
     num_batches: int = 6
     splits: bool = True
+    asymmetry: float = 0.0
     name: str = "firefly"
 
     def __post_init__(self) -> None:
@@ -121,8 +124,11 @@ class Firefly:
         for name in names:
             if chosen.get(name) or rest.get(name):
                 operations.append(
-                    _operation(model, graph, candidates, name, chosen.get(name, []), step, rest.get(name, 0), fresh)
-                )
+                    _operation(
+                        model, graph, candidates, name, chosen.get(name, []), step, rest.get(name, 0), fresh,
+                        self.asymmetry, generator,
+                    )
+                )  # fmt: skip
         for name, by in rest.items():
             reason = why.get(name, f"has only {len(chosen.get(name, []))} candidates that lower the loss")
             notes.append(f"{name} {reason}, so {by} of its new neurons are random")
@@ -165,7 +171,7 @@ def _step_length(
 
 def _operation(
     model: nn.Module, graph: Graph, candidates: Candidates | None, name: str, chosen: Sequence[int], step: float,
-    num_random: int, random: Mapping[str, Mapping[str, Tensor]],
+    num_random: int, random: Mapping[str, Mapping[str, Tensor]], asymmetry: float, generator: torch.Generator,
 ) -> Widen:  # fmt: skip
     """Return the widening of one group: its splits, its trained new neurons, its random ones."""
     if candidates is None or not chosen:
@@ -184,4 +190,7 @@ def _operation(
         for slots, vectors in ((producers, fan_in), (consumers, fan_out)):
             fresh |= new_units(graph, name, slots, len(fan_in)).scatter(vectors.detach())
     offsets = group.parents.scatter(step * group.split.detach())
-    return widening(model, graph, name, parents=parents, offsets=offsets, fresh=fresh, num_fresh=len(fan_in))
+    return widening(
+        model, graph, name, parents=parents, offsets=offsets, fresh=fresh, num_fresh=len(fan_in),
+        asymmetry=asymmetry, generator=generator,
+    )  # fmt: skip

@@ -34,6 +34,8 @@ class Splitting:
         iterations: Lanczos steps, one product S·v each, for all neurons of all groups at once.
         num_batches: Batches that S is averaged over, fixed during the iteration; each step goes through all of them.
         micro_batch: Samples that are held in memory at once; None for whole batches. S does not depend on it.
+        asymmetry: How unequally the two halves share the outgoing weights, relative to the size of these
+            (``symmetry.outgoing_offsets``); it changes the function by a first-order term in ε.
         name: Key in ``METHODS``.
 
     Reference:
@@ -44,6 +46,7 @@ class Splitting:
     iterations: int = 10
     num_batches: int = 3
     micro_batch: int | None = MICRO_BATCH
+    asymmetry: float = 0.0
     name: str = "splitting"
 
     def __post_init__(self) -> None:
@@ -98,8 +101,11 @@ class Splitting:
                 continue
             offsets = matrices.units[name].scatter(self.step_size * vectors[name]) if chosen else {}
             operations.append(
-                widening(model, graph, name, parents=chosen, offsets=offsets, fresh=fresh.get(name, {}), num_fresh=by)
-            )
+                widening(
+                    model, graph, name, parents=chosen, offsets=offsets, fresh=fresh.get(name, {}), num_fresh=by,
+                    asymmetry=self.asymmetry, generator=generator,
+                )
+            )  # fmt: skip
         predicted = sum(float(changes[name][i]) for name, chosen in split.items() for i in chosen)
         notes = [f"splits predict a loss change of {predicted:.2e}"]
         for name, by in rest.items():

@@ -11,7 +11,7 @@ from auxin.graph import Graph
 
 
 def outgoing_offsets(
-    model: nn.Module, graph: Graph, group: str, parents: Sequence[int], scale: float, generator: torch.Generator
+    model: nn.Module, graph: Graph, group: str, parents: Sequence[int], scale: float, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
     """Return offsets that share a parent's outgoing weights a unequally among it and its copy: a/2 + r and a/2 - r.
 
