@@ -15,6 +15,7 @@ import yaml
 from auxin.compare.spec import Row, Spec, slug
 from auxin.errors import ConfigError
 from auxin.training import Result, RunConfig, RunFolder, load_config, make_parser
+from auxin.training.growth import written_out
 
 State = Literal["done", "begun", "missing"]
 
@@ -23,6 +24,9 @@ _NEVER_COMPARED = frozenset({"name", "train.threads", "train.device", "train.ene
 
 _FILLED_IN = ("num_classes", "in_channels", "image_size")
 """Arguments of a model that a run takes from its images."""
+
+_BEFORE: Mapping[str, Mapping[str, Any]] = {"net2net": {"asymmetry": 0.0}}
+"""Settings of growth methods that came later, with the value that means what the method did without them."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def check(run: Run) -> None:
     """
     path = run.finished
     if path is not None:
-        found = Result.read(path).config
+        found = _as_it_was(Result.read(path).config)
     elif run.folder.config.exists():
         path = run.folder.config
         try:
@@ -171,12 +175,20 @@ def check(run: Run) -> None:
         )
 
 
+def _as_it_was(config: dict[str, Any]) -> dict[str, Any]:
+    """Name what a method did before it had a setting whose default does something; newer results name it themselves."""
+    growth = config.get("growth", {})
+    before = _BEFORE.get(growth.get("method"), {})
+    return {**config, "growth": {**growth, "kwargs": {**before, **growth.get("kwargs", {})}}}
+
+
 def first_difference(wanted: RunConfig, found: Mapping[str, Any], ignore_source: bool = False) -> str | None:
     """Return the first field in which a run differs from what is wanted.
 
     Args:
         wanted: What the specification says.
-        found: The run's configuration as plain data; fields that came later have their defaults.
+        found: The run's configuration as plain data; fields that came later have their defaults, and so have settings
+            of the growth method that are not named.
         ignore_source: Whether ``data.source`` may differ.
 
     Returns:
@@ -186,7 +198,7 @@ def first_difference(wanted: RunConfig, found: Mapping[str, Any], ignore_source:
         known = load_config(["--config", json.dumps(found)], _parser())
     except ConfigError as error:
         return str(error).rstrip(".")
-    ours, theirs = _flat(wanted.to_dict()), _flat(known.to_dict())
+    ours, theirs = (_flat(replace(config, growth=written_out(config.growth)).to_dict()) for config in (wanted, known))
     for name in _FILLED_IN:
         if f"model.kwargs.{name}" not in ours:
             theirs.pop(f"model.kwargs.{name}", None)

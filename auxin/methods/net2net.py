@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from auxin.budgets import Allocated
-from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.methods.random import Random
 from auxin.methods.symmetry import outgoing_offsets
@@ -21,29 +20,27 @@ from auxin.types import Budget, GrowthPlan, LossFn, Slot, Widen
 class Net2Net:
     """Net2WiderNet: g(j) = j for j ≤ n, else uniform over 1..n; fan-in copied, fan-out divided by the multiplicity.
 
-        U1[j] = W1[g(j)],  b1[j] = b1[g(j)],  norm copied;  U2[:, j] = W2[:, g(j)] / r_g(j),  r_k = #{j : g(j) = k}
+        U1[j] = W1[g(j)],  b1[j] = b1[g(j)],  norm copied;  U2[:, j] = W2[:, g(j)] / r_g(j) ± r,  r_k = #{j : g(j) = k}
 
-    The function is preserved in eval and in train mode. A group whose units are also read through the axis that writes
+    A copy's outgoing weights lose a random r and its parent's gain it, so that the two are trained apart; without it
+    (``asymmetry=0``, the paper's rule) they stay the same neuron for long. The function is preserved in eval and in
+    train mode either way. A group whose units are also read through the axis that writes
     them (a tied embedding) cannot be divided so, and falls back to random growth; the event says so.
 
     Attributes:
-        noise: Standard deviation of noise on the copies' fan-in, relative to the fan-in's own (0 preserves the
-            function).
-        asymmetry: How unequally parent and copies share the outgoing weights, relative to the size of these
-            (``symmetry.outgoing_offsets``; preserves the function). Either this or noise.
+        noise: Standard deviation of noise on the copies' fan-in, relative to the fan-in's own. It changes the function
+            and takes the place of asymmetry.
+        asymmetry: Size of r relative to that of the outgoing weights (``symmetry.outgoing_offsets``).
         name: Key in ``METHODS``.
 
     Reference:
-        Chen, Goodfellow, Shlens 2016 (arXiv 1511.05641), algorithm 1 and equations 2 to 4.
+        Chen, Goodfellow, Shlens 2016 (arXiv 1511.05641), algorithm 1 and equations 2 to 4; unequal shares: LEMON, Wang
+        et al. 2024 (arXiv 2310.07999).
     """
 
     noise: float = 0.0
-    asymmetry: float = 0.0
+    asymmetry: float = 1.0
     name: str = "net2net"
-
-    def __post_init__(self) -> None:
-        if self.noise and self.asymmetry:
-            raise ConfigError("Net2Net breaks the symmetry of copies by noise or by asymmetry: give one of the two.")
 
     @property
     def preserves(self) -> bool:
@@ -94,7 +91,7 @@ class Net2Net:
                         noise = torch.randn(copied.shape, generator=generator).to(copied)
                         values[f"{slot.parameter}:{slot.dim}"] = copied + spread * noise
             offsets = {}
-            if self.asymmetry:
+            if self.asymmetry and not self.noise:
                 offsets = outgoing_offsets(model, graph, name, parents, self.asymmetry, generator)
             operations.append(Widen(name, by, parents, values, offsets=offsets))
         return GrowthPlan(self.name, tuple(operations), self.preserves, tuple(notes))

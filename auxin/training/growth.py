@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -102,6 +102,23 @@ def make_grower(
     )
     grower.ledger = ledger or Ledger()
     return grower
+
+
+def written_out(config: GrowthConfig) -> GrowthConfig:
+    """Return a configuration that names every setting of its growth method, so that it means the same in any version.
+
+    Args:
+        config: Method and its settings.
+
+    Example:
+        >>> written_out(GrowthConfig(method="net2net")).kwargs
+        {'noise': 0.0, 'asymmetry': 1.0}
+    """
+    method = METHODS.get(config.method or "")
+    if method is None or not is_dataclass(method):
+        return config
+    settings = {field.name: getattr(method, field.name) for field in fields(method) if field.name != "name"}
+    return replace(config, kwargs={**settings, **config.kwargs})
 
 
 def _trigger(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from auxin.training.cost import num_flops, num_parameters
 from auxin.training.depthwise import depthwise_in_float32
 from auxin.training.distributions import keep_distributions
 from auxin.training.folder import RunFolder
-from auxin.training.growth import make_grower
+from auxin.training.growth import make_grower, written_out
 from auxin.training.images import image_facts, load_images, make_loader, scoring_samples, with_shapes
 from auxin.training.ladder import LadderWriter, build_base, load_model, restore_model, rungs
 from auxin.training.loop import evaluate, train_epoch
@@ -355,7 +356,7 @@ class Trainer:
         found = [rung for rung in rungs(self.folder.ladder, best=True) if rung.number <= len(self.events)]
         result = Result(
             name=self.config.name,
-            config=self.config.to_dict(),
+            config=replace(self.config, growth=written_out(self.config.growth)).to_dict(),
             **self._commit,
             seed=self.config.train.seed,
             hardware=hardware(),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from auxin.training import Phase, Result, RunConfig
+from auxin.training.growth import written_out
 
 SPEC = {
     "name": "methods",
@@ -41,7 +43,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def make_result(config: RunConfig, test: float = 0.5, seconds: float = 10.0, flops: int = 2_000_000) -> Result:
     return Result(
         name=config.name,
-        config=config.to_dict(),
+        config=replace(config, growth=written_out(config.growth)).to_dict(),
         commit="0123456789abcdef",
         dirty=False,
         seed=config.train.seed,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from auxin.compare import choose, make_plan, once, read_spec
-from auxin.compare.plan import first_difference
+from auxin.compare.plan import check, first_difference
 from auxin.errors import ConfigError
 from auxin.training import RunConfig
 from tests.compare.conftest import make_result
@@ -109,3 +109,22 @@ def test_a_row_and_a_seed_are_one_run(write: Write, tmp_path: Path) -> None:
     assert choose(plan, [], [0, 3]) == plan
     with pytest.raises(ConfigError, match="--seed 1 means no run: the comparison has the seeds 0, 3"):
         choose(plan, [], [1])
+
+
+def test_settings_of_the_method_count_whether_named_or_not(write: Write, tmp_path: Path) -> None:
+    """A result from before a setting existed is what the method did then, not what its default does now."""
+    rows = [
+        {"label": "Paper", "config": {"growth": {"method": "net2net", "kwargs": {"asymmetry": 0.0}}}},
+        {"label": "Ours", "config": {"growth": {"method": "net2net"}}},
+    ]
+    paper, ours = make_plan(read_spec(write(rows=rows)), tmp_path)
+    for run in (paper, ours):
+        run.folder.path.mkdir(parents=True)
+        make_result(run.config).save(run.folder.result)
+        check(run)
+    old = replace(make_result(ours.config), config=ours.config.to_dict())  # names no setting
+    for run in (paper, ours):
+        old.save(run.folder.result)
+    check(paper)
+    with pytest.raises(ConfigError, match=r"growth.kwargs.asymmetry is 0.0 and should be 1.0"):
+        check(ours)

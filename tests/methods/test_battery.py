@@ -153,7 +153,7 @@ def test_net2net_divides_by_the_true_multiplicity():
     x = torch.randn(4, 3, dtype=torch.float64)
     before, weight = model(x), model[2].weight.detach().clone()
     graph = auxin.trace(model, x)
-    auxin.widen(model, "0", 2, graph=graph, method="net2net")  # the only parent is drawn twice
+    auxin.widen(model, "0", 2, graph=graph, method=Net2Net(asymmetry=0.0))  # the only parent is drawn twice
     assert torch.allclose(model[2].weight, weight.expand(2, 3) / 3, rtol=1e-15)
     assert (model(x) - before).abs().max() < 1e-14
 

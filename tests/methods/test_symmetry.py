@@ -5,7 +5,6 @@ import torch
 
 import auxin
 from auxin.budgets import Allocated
-from auxin.errors import ConfigError
 from auxin.methods import Net2Net
 from auxin.methods.symmetry import outgoing_offsets
 from tests.cases import call
@@ -90,7 +89,8 @@ def test_the_same_seed_gives_the_same_plan():
     assert one.offsets and all(torch.equal(one.offsets[key], same.offsets[key]) for key in one.offsets)
 
 
-def test_noise_and_asymmetry_together_are_refused():
-    with pytest.raises(ConfigError, match="give one of the two"):
-        Net2Net(noise=0.1, asymmetry=0.1)
-    assert Net2Net(asymmetry=1.0).preserves
+def test_noise_takes_the_place_of_asymmetry():
+    model, inputs, _ = build("plain")
+    graph, units = auxin.trace(model, inputs), Allocated({"trunk.0": 3})
+    plan = Net2Net(noise=0.1).propose(model, graph, units, generator=torch.Generator().manual_seed(4))
+    assert not plan.preserves and plan.operations[0].values and not plan.operations[0].offsets
