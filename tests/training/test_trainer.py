@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from auxin.errors import CheckpointError, ConfigError, TrainingError
 from auxin.models import build
 from auxin.training import Result, RunConfig, Trainer, load_model, rungs
 from auxin.training import checkpoint as checkpoints
+from auxin.training.growth import written_out
 from auxin.training.metrics import read_rows
 
 QUIET = Console(quiet=True)
@@ -77,7 +79,7 @@ def test_a_run_grows_and_reports_every_size(tmp_path: Path, digits: ImageData) -
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["parameters"] for row in rows] == [sizes[0]] * 2 + [sizes[1]] * 2 + [sizes[2]]
     assert [phase.val_accuracy for phase in result.phases] == [rows[index]["val_accuracy"] for index in (1, 3, 4)]
-    assert result.config == trainer.config.to_dict()
+    assert result.config == replace(trainer.config, growth=written_out(trainer.config.growth)).to_dict()
     assert {"commit", "dirty", "hardware", "versions", "seed"} <= json.loads(
         (tmp_path / "result.json").read_text()
     ).keys()
