@@ -29,7 +29,7 @@ $(VENV)/dev-installed: $(BIN)/python pyproject.toml constraints.txt
 
 # Every table of every README again, from experiments/*/results.
 tables: $(VENV)/app-installed
-	$(BIN)/python experiments/readme.py README.md experiments/sakai2024/README.md experiments/equal_flops/README.md
+	$(BIN)/python experiments/readme.py README.md experiments/sakai2024/README.md experiments/equal_flops/README.md experiments/methods/README.md
 	$(BIN)/python experiments/sakai2024/pictures.py
 	$(BIN)/python experiments/sakai2024/duplicates.py
 	$(BIN)/python experiments/secnn2024/tables.py

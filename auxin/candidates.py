@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from auxin.budgets import Allocated
 from auxin.graph import Graph
 from auxin.methods.random import Random
+from auxin.methods.symmetry import outgoing_offsets
 from auxin.shadow import Shadow
 from auxin.statistics.batches import Batch
 from auxin.statistics.units import new_units, normalised, old_units
@@ -21,11 +22,14 @@ class GroupCandidates:
 
     Attributes:
         split: Directions of the splits, unit rows, (n, incoming weights).
+        apart: Half the difference between the outgoing weights of a split's two halves, (n, outgoing weights).
         fan_in: Incoming weights of new neurons, each parameter's part at its Kaiming norm, (k, incoming weights).
         fan_out: Directions of their outgoing weights, unit rows, (k, outgoing weights).
     """
 
-    def __init__(self, shadow: Shadow, group: str, fresh: Mapping[str, Tensor], generator: torch.Generator) -> None:
+    def __init__(
+        self, shadow: Shadow, group: str, fresh: Mapping[str, Tensor], apart: Tensor, generator: torch.Generator
+    ) -> None:
         self.shadow, self.group = shadow, group
         producers, consumers = shadow.slots(group, "producer"), shadow.slots(group, "consumer")
         self.size = shadow.old[group].size
@@ -34,6 +38,7 @@ class GroupCandidates:
         self.copies = shadow.units(group, producers, copies)
         self.incoming, self.outgoing = shadow.units(group, producers, new), shadow.units(group, consumers, new)
         self.num_new = len(new)
+        self.apart = apart
 
         def draw(rows: int, columns: int) -> Tensor:
             drawn = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
@@ -80,17 +85,31 @@ class Candidates:
         graph: Its graph.
         num_new: Number of new neurons among the candidates of each group.
         generator: Source of the starting directions.
+        asymmetry: How unequally the halves of a split share the outgoing weights (``methods.symmetry``).
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, num_new: Mapping[str, int], generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        num_new: Mapping[str, int],
+        generator: torch.Generator,
+        asymmetry: float = 0.0,
+    ) -> None:
         plan = Random().propose(model, graph, Allocated(num_new), generator=generator)
         fresh = {op.group: op.values for op in plan.operations if isinstance(op, Widen)}
-        operations = []
+        operations, apart = [], {}
         for name, k in num_new.items():
             n = graph[name].size
-            operations.append(Widen(name, n + k, (*range(n), *(-1,) * k), {}, (*(0.5,) * n, *(0.0,) * k)))
+            parents = (*range(n), *(-1,) * k)
+            offsets = outgoing_offsets(model, graph, name, parents, asymmetry, generator)
+            consumers = [slot for slot in graph[name].slots if f"{slot.parameter}:{slot.dim}" in offsets]
+            apart[name] = new_units(graph, name, consumers, n + k, range(n)).gather(offsets)
+            operations.append(Widen(name, n + k, parents, {}, (*(0.5,) * n, *(0.0,) * k), offsets))
         self.shadow = Shadow(model, graph, operations)
-        self.groups = {name: GroupCandidates(self.shadow, name, fresh[name], generator) for name in num_new}
+        self.groups = {
+            name: GroupCandidates(self.shadow, name, fresh[name], apart[name], generator) for name in num_new
+        }
 
     def gates(self, value: float) -> dict[str, Tensor]:
         """Return gates that all have one value."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from auxin.budgets import Allocated, Amount, Cap
 from auxin.graph import Graph
 from auxin.methods.random import Random
-from auxin.methods.symmetry import outgoing_offsets
 from auxin.types import Budget, Widen
 
 
@@ -111,8 +110,7 @@ def widening(
     offsets: Mapping[str, Tensor],
     fresh: Mapping[str, Tensor],
     num_fresh: int,
-    asymmetry: float = 0.0,
-    generator: torch.Generator | None = None,
+    apart: Mapping[str, Tensor] | None = None,
 ) -> Widen:
     """Return one widening that splits some neurons in two and adds some new ones.
 
@@ -124,8 +122,8 @@ def widening(
         offsets: For some producer slots, how far each neuron moves: a tensor of the parameter's shape.
         fresh: Values of the new ones, as ``Widen.values`` for them alone.
         num_fresh: Number of new ones.
-        asymmetry: How unequally the two halves of a split share the outgoing weights (``methods.symmetry``).
-        generator: Source of that asymmetry.
+        apart: Offsets that let the two halves share the outgoing weights unequally, as ``Widen.offsets``
+            (``methods.symmetry``).
 
     Returns:
         The widening; copies come first.
@@ -149,9 +147,7 @@ def widening(
     shares = (*(0.5,) * len(parents), *(0.0,) * num_fresh)
     if not parents:
         return Widen(group, by, values=placed["values"])
-    if asymmetry:
-        placed["offsets"] |= outgoing_offsets(model, graph, group, sources, asymmetry, generator)
-    return Widen(group, by, sources, placed["values"], shares, placed["offsets"])
+    return Widen(group, by, sources, placed["values"], shares, placed["offsets"] | dict(apart or {}))
 
 
 def random_values(

@@ -25,7 +25,7 @@ _NEVER_COMPARED = frozenset({"name", "train.threads", "train.device", "train.ene
 _FILLED_IN = ("num_classes", "in_channels", "image_size")
 """Arguments of a model that a run takes from its images."""
 
-_BEFORE: Mapping[str, Mapping[str, Any]] = {"net2net": {"asymmetry": 0.0}}
+_BEFORE: Mapping[str, Mapping[str, Any]] = {name: {"asymmetry": 0.0} for name in ("net2net", "splitting", "firefly")}
 """Settings of growth methods that came later, with the value that means what the method did without them."""
 
 

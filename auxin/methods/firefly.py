@@ -39,8 +39,9 @@ class Firefly:
         path_points: Points of the path integral; 1 is exact to second order in ε.
         num_batches: Batches to train on, then to hold out, in the proportion 2 to 1.
         splits: Whether neurons may be split; without, all candidates are new neurons.
-        asymmetry: How unequally the two halves of a split share the outgoing weights, relative to the size of these
-            (``symmetry.outgoing_offsets``).
+        asymmetry: How unequally the two halves of a split share the outgoing weights a, a/2 + r and a/2 - r, relative
+            to the size of these (``symmetry.outgoing_offsets``). With r a split is a first-order step, as a new neuron
+            is, and its halves are trained apart; 0 is the paper's rule.
         name: Key in ``METHODS``.
 
     Reference:
@@ -54,7 +55,7 @@ class Firefly:
     path_points: int = 1
     num_batches: int = 6
     splits: bool = True
-    asymmetry: float = 0.0
+    asymmetry: float = 1.0
     name: str = "firefly"
 
     def __post_init__(self) -> None:
@@ -104,7 +105,7 @@ class Firefly:
         step = self.step_size
         if number:
             with measuring(model):
-                candidates = Candidates(model, graph, number, generator)
+                candidates = Candidates(model, graph, number, generator, self.asymmetry)
                 candidates.train(train, loss, self.steps, self.step_size, self.rate)
                 scores = candidates.scores(held, loss, self.step_size, self.path_points)
                 sizes = {name: candidates.groups[name].size for name in scores}
@@ -124,11 +125,8 @@ class Firefly:
         for name in names:
             if chosen.get(name) or rest.get(name):
                 operations.append(
-                    _operation(
-                        model, graph, candidates, name, chosen.get(name, []), step, rest.get(name, 0), fresh,
-                        self.asymmetry, generator,
-                    )
-                )  # fmt: skip
+                    _operation(model, graph, candidates, name, chosen.get(name, []), step, rest.get(name, 0), fresh)
+                )
         for name, by in rest.items():
             reason = why.get(name, f"has only {len(chosen.get(name, []))} candidates that lower the loss")
             notes.append(f"{name} {reason}, so {by} of its new neurons are random")
@@ -171,7 +169,7 @@ def _step_length(
 
 def _operation(
     model: nn.Module, graph: Graph, candidates: Candidates | None, name: str, chosen: Sequence[int], step: float,
-    num_random: int, random: Mapping[str, Mapping[str, Tensor]], asymmetry: float, generator: torch.Generator,
+    num_random: int, random: Mapping[str, Mapping[str, Tensor]],
 ) -> Widen:  # fmt: skip
     """Return the widening of one group: its splits, its trained new neurons, its random ones."""
     if candidates is None or not chosen:
@@ -190,7 +188,10 @@ def _operation(
         for slots, vectors in ((producers, fan_in), (consumers, fan_out)):
             fresh |= new_units(graph, name, slots, len(fan_in)).scatter(vectors.detach())
     offsets = group.parents.scatter(step * group.split.detach())
+    apart = {}
+    if parents:
+        halves = new_units(graph, name, consumers, len(parents) + len(fan_in), range(len(parents)))
+        apart = halves.scatter(group.apart[parents])
     return widening(
-        model, graph, name, parents=parents, offsets=offsets, fresh=fresh, num_fresh=len(fan_in),
-        asymmetry=asymmetry, generator=generator,
-    )  # fmt: skip
+        model, graph, name, parents=parents, offsets=offsets, fresh=fresh, num_fresh=len(fan_in), apart=apart
+    )

@@ -11,6 +11,7 @@ from torch import nn
 
 from auxin.errors import ConfigError
 from auxin.graph import Graph
+from auxin.methods.symmetry import outgoing_offsets
 from auxin.ranking import choose, decide, random_values, widening
 from auxin.statistics.batches import measuring, take_batches
 from auxin.statistics.parts import MICRO_BATCH
@@ -34,8 +35,9 @@ class Splitting:
         iterations: Lanczos steps, one product S·v each, for all neurons of all groups at once.
         num_batches: Batches that S is averaged over, fixed during the iteration; each step goes through all of them.
         micro_batch: Samples that are held in memory at once; None for whole batches. S does not depend on it.
-        asymmetry: How unequally the two halves share the outgoing weights, relative to the size of these
-            (``symmetry.outgoing_offsets``); it changes the function by a first-order term in ε.
+        asymmetry: How unequally the two halves share the outgoing weights a, a/2 + r and a/2 - r, relative to the size
+            of these (``symmetry.outgoing_offsets``), so that they are trained apart. It adds a first-order term in ε,
+            of either sign, to the change of the loss; 0 is the paper's rule, by which the loss only falls.
         name: Key in ``METHODS``.
 
     Reference:
@@ -46,7 +48,7 @@ class Splitting:
     iterations: int = 10
     num_batches: int = 3
     micro_batch: int | None = MICRO_BATCH
-    asymmetry: float = 0.0
+    asymmetry: float = 1.0
     name: str = "splitting"
 
     def __post_init__(self) -> None:
@@ -100,10 +102,11 @@ class Splitting:
             if not chosen and not by:
                 continue
             offsets = matrices.units[name].scatter(self.step_size * vectors[name]) if chosen else {}
+            apart = outgoing_offsets(model, graph, name, (*chosen, *(-1,) * by), self.asymmetry, generator)
             operations.append(
                 widening(
                     model, graph, name, parents=chosen, offsets=offsets, fresh=fresh.get(name, {}), num_fresh=by,
-                    asymmetry=self.asymmetry, generator=generator,
+                    apart=apart,
                 )
             )  # fmt: skip
         predicted = sum(float(changes[name][i]) for name, chosen in split.items() for i in chosen)

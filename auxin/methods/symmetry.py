@@ -11,7 +11,7 @@ from auxin.graph import Graph
 
 
 def outgoing_offsets(
-    model: nn.Module, graph: Graph, group: str, parents: Sequence[int], scale: float, generator: torch.Generator | None
+    model: nn.Module, graph: Graph, group: str, parents: Sequence[int], scale: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Return offsets that share a parent's outgoing weights a unequally among it and its copy: a/2 + r and a/2 - r.
 
@@ -26,10 +26,10 @@ def outgoing_offsets(
         group: Name of the group.
         parents: The unit that each new unit copies, or -1 for a fresh one.
         scale: Size of r relative to the root mean square of the weights that read the group.
-        generator: Source of r.
+        generator: Source of r; not used if the scale is 0.
 
     Returns:
-        For each axis that reads the group, offsets for ``Widen.offsets``.
+        For each parameter axis that reads the group, offsets for ``Widen.offsets``; zeros for fresh units.
 
     Reference:
         Unequal shares as in LEMON, Wang et al. 2024 (arXiv 2310.07999), section 3; here one for each outgoing weight.
@@ -44,6 +44,6 @@ def outgoing_offsets(
         shape = [len(rows) if d == slot.dim else n for d, n in enumerate(weight.shape)]
         copied = (rows >= 0).view([-1 if d == slot.dim else 1 for d in range(weight.ndim)])
         rms = float(weight.float().square().mean().sqrt())
-        drawn = scale * rms * torch.randn(shape, generator=generator)
+        drawn = scale * rms * torch.randn(shape, generator=generator) if scale else torch.zeros(shape)
         offsets[f"{slot.parameter}:{slot.dim}"] = (drawn * copied).to(weight)
     return offsets

@@ -88,6 +88,8 @@ def test_mistakes_are_named(
         run(readme, monkeypatch, str(folder / "README.md"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "experiments/sakai2024/README.md", "experiments/equal_flops/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"experiments/{name}/README.md" for name in ("sakai2024", "equal_flops", "methods"))]
+)
 def test_our_own_tables_are_up_to_date(readme: ModuleType, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
     run(readme, monkeypatch, str(ROOT / page), "--check")

@@ -37,7 +37,7 @@ def candidates_of(name, number=2):
     graph = auxin.trace(model, example)
     with measuring(model):
         return (
-            Candidates(model, graph, {g.name: number for g in graph.growable()}, generator()),
+            Candidates(model, graph, {g.name: number for g in graph.growable()}, generator(), asymmetry=0.7),
             Batch(batch, None),
             model,
         )

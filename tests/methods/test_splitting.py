@@ -114,7 +114,11 @@ def test_the_predicted_change_of_the_loss_is_the_measured_one_as_the_step_goes_t
         values, _ = smallest(matrices, 100, generator())
         best = int(values[group].argmin())
         plan = propose(
-            Splitting(step_size=step, iterations=100, num_batches=1), model, graph, Allocated({group: 1}), batch
+            Splitting(step_size=step, asymmetry=0.0, iterations=100, num_batches=1),
+            model,
+            graph,
+            Allocated({group: 1}),
+            batch,
         )
         assert plan.operations[0].parents == (best,)
         auxin.surgery.apply(plan, model, graph)
@@ -168,7 +172,7 @@ def test_a_depthwise_filter_and_its_norm_are_copied_whole_and_the_next_layer_is_
     model, example, batch = case("depthwise")
     old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     graph = auxin.trace(model, example)
-    plan = propose(Splitting(), model, graph, Allocated({"trunk.0": 1}), batch)
+    plan = propose(Splitting(asymmetry=0.0), model, graph, Allocated({"trunk.0": 1}), batch)
     (parent,) = plan.operations[0].parents
     auxin.surgery.apply(plan, model, graph)
     new = model.state_dict()

@@ -5,10 +5,10 @@ import torch
 
 import auxin
 from auxin.budgets import Allocated
-from auxin.methods import Net2Net
+from auxin.methods import Firefly, Net2Net, Splitting
 from auxin.methods.symmetry import outgoing_offsets
 from tests.cases import call
-from tests.methods.test_battery import CAN_GROW, build, loss_of, many
+from tests.methods.test_battery import CAN_GROW, build, data, loss_of, many
 
 
 @pytest.mark.parametrize("name", CAN_GROW)
@@ -94,3 +94,18 @@ def test_noise_takes_the_place_of_asymmetry():
     graph, units = auxin.trace(model, inputs), Allocated({"trunk.0": 3})
     plan = Net2Net(noise=0.1).propose(model, graph, units, generator=torch.Generator().manual_seed(4))
     assert not plan.preserves and plan.operations[0].values and not plan.operations[0].offsets
+
+
+@pytest.mark.parametrize("method", [Splitting(), Firefly(num_candidates=1)], ids=["splitting", "firefly"])
+def test_the_halves_of_a_split_share_unequally_and_their_sum_is_what_it_was(method):
+    model, inputs, _ = build("plain")
+    graph, before = auxin.trace(model, inputs), model.trunk[4].weight.detach().clone()
+    auxin.widen(model, "trunk.0", 3, graph=graph, method=method, **data(inputs))
+    grown = model.trunk[4].weight.detach()
+    halves = grown[:, 5:]
+    gaps = torch.stack([(grown[:, p] + halves[:, c] - before[:, p]).abs().max() for p in range(5) for c in range(3)])
+    pairs = (gaps < 1e-12).nonzero().flatten().tolist()
+    assert pairs
+    for pair in pairs:
+        parent, copy = divmod(pair, 3)
+        assert (grown[:, parent] - halves[:, copy]).abs().max() > 0.1 * before.square().mean().sqrt()
