@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
         "seeds": 2,
         "rows": [
             {"label": "A", "config": {"growth.method": None}},
-            {"label": "B", "config": {"growth.method": "net2net"}, "baseline": "A"},
+            {"label": "B", "config": {"growth.method": "gradmax"}, "baseline": "A"},
             {"label": "C", "config": {"growth.method": "random"}},
         ],
         "published": {"A": {"test": 90.0}},
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     }
     (tmp_path / "sub" / "results" / "t-short").mkdir(parents=True)
     (tmp_path / "sub" / "t.yaml").write_text(yaml.safe_dump(spec))
-    for row, method, seed, test in (("a", None, 0, 0.5), ("a", None, 1, 0.7), ("b", "net2net", 1, 0.72)):
+    for row, method, seed, test in (("a", None, 0, 0.5), ("a", None, 1, 0.7), ("b", "gradmax", 1, 0.72)):
         config = RunConfig.from_dict(
             {"name": f"{row}-s{seed}", "train": {"epochs": 2, "seed": seed}, "growth": {"method": method}}
         )
