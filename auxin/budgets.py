@@ -25,7 +25,8 @@ class Amount:
         value: A fraction of what is there (ratio) or a number (count).
         relative: Whether the value is a fraction.
         of: What is counted.
-        scope: Whether every group gets the amount, or all together.
+        scope: Whether every group gets the amount, or all together. A fraction of the parameters or FLOPs is always one
+            of the whole model's: groups share weights, so that a group has no number of its own.
         groups: Names of the groups that may grow; None means every growable one.
         allow_inexact: Whether groups whose growth changes the function take part.
     """
@@ -50,7 +51,7 @@ class Amount:
         sizes = self.sizes(graph)
         if not sizes:
             return {}
-        if self.scope == "per_group":
+        if self.scope == "per_group" and (self.of == "neurons" or not self.relative):
             wanted = {name: self._alone(graph, name, size) for name, size in sizes.items()}
         elif self.of == "neurons":
             total = self.value * sum(sizes.values()) if self.relative else self.value
@@ -66,14 +67,18 @@ class Amount:
         return {name: graph[name].size for name in self.groups}
 
     def _alone(self, graph: Graph, name: str, size: int) -> int:
-        if self.relative:
-            # What a group costs is proportional to its size, so a fraction of it is the same in every unit.
-            return max(1, round_half_up(self.value * size))
         if self.of == "neurons":
-            return round_half_up(self.value)
+            return max(1, round_half_up(self.value * size)) if self.relative else round_half_up(self.value)
         measure = _measure(graph, self.of)
-        per_unit = measure({name: size + 1}) - measure({})
-        return int(self.value // per_unit) if per_unit > 0 else 0
+        limit = measure({}) + self.value
+        # More than proportional to the units where a group reads its own kind, so the amount is bisected.
+        low, high = 0, 1
+        while measure({name: size + high}) <= limit and high < 1e9:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if measure({name: size + middle}) <= limit else (low, middle)
+        return low
 
     def _together(self, graph: Graph, sizes: Mapping[str, int]) -> dict[str, int]:
         """Grow all groups by one fraction, as far as the amount of parameters or FLOPs goes."""
@@ -146,7 +151,8 @@ def ratio(
     Args:
         fraction: 0.35 adds 35 %.
         of: What is counted: neurons, parameters or FLOPs of the example forward.
-        scope: ``per_group`` gives every group its fraction; ``global`` spends one amount over all groups.
+        scope: ``per_group`` gives every group its fraction; ``global`` spends one amount over all groups. A fraction of
+            the parameters or FLOPs is one of the whole model's, for which ``per_group`` grows all groups alike.
         groups: Names of the groups that may grow; every growable one if None.
         allow_inexact: Whether groups whose growth changes the function take part.
 

@@ -86,6 +86,7 @@ class Candidates:
         num_new: Number of new neurons among the candidates of each group.
         generator: Source of the starting directions.
         asymmetry: How unequally the halves of a split share the outgoing weights (``methods.symmetry``).
+        splits: Whether neurons may be split; without, the splits' gates stay at 0.
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class Candidates:
         num_new: Mapping[str, int],
         generator: torch.Generator,
         asymmetry: float = 0.0,
+        splits: bool = True,
     ) -> None:
+        self.splits = splits
         plan = Random().propose(model, graph, Allocated(num_new), generator=generator)
         fresh = {op.group: op.values for op in plan.operations if isinstance(op, Widen)}
         operations, apart = [], {}
@@ -112,9 +115,13 @@ class Candidates:
         }
 
     def gates(self, value: float) -> dict[str, Tensor]:
-        """Return gates that all have one value."""
+        """Return gates that all have one value, but for splits that may not be."""
         like = {"device": self.shadow.device, "dtype": self.shadow.dtype}
-        return {n: torch.full((g.size + g.num_new,), value, **like) for n, g in self.groups.items()}  # type: ignore[call-overload]
+        gates = {n: torch.full((g.size + g.num_new,), value, **like) for n, g in self.groups.items()}  # type: ignore[call-overload]
+        if not self.splits:
+            for name, group in self.groups.items():
+                gates[name][: group.size] = 0.0
+        return gates
 
     def loss(self, gates: Mapping[str, Tensor], batch: Batch, loss_fn: LossFn) -> Tensor:
         """Return the loss of the over-grown model; with gates of zero it is the model's own."""

@@ -14,6 +14,7 @@ from auxin.budgets import Allocated, parse_cap
 from auxin.errors import CheckpointError, ConfigError
 from auxin.graph import Graph, trace
 from auxin.methods import METHODS
+from auxin.methods.random import Random
 from auxin.planned import Planned
 from auxin.ranking import decide
 from auxin.similarity import Refinement, Similarity, batch_norms, model_inputs
@@ -223,16 +224,22 @@ class Grower:
         self.decisions.append(decision)
         if decision.plan is None:
             return None
-        plan, units = decision.plan, {op.group: op.by for op in decision.plan.operations if isinstance(op, Widen)}
-        layers = tuple(op for op in plan.operations if isinstance(op, Deepen))
-        if units and self.method.name != "random":
+        plan = decision.plan
+        wider = [op for op in plan.operations if isinstance(op, Widen)]
+        # The natural trigger has drawn its units as Random does; they are what it scored.
+        if wider and not (self.method == Random() and all(op.values for op in wider)):
             weights = self.method.propose(
-                self.model, self.graph, Allocated(units), generator=self._generator(), batches=loader, loss_fn=loss_fn
-            )
+                self.model, self.graph, Allocated({op.group: op.by for op in wider}), generator=self._generator(),
+                batches=loader, loss_fn=loss_fn,
+            )  # fmt: skip
             plan = replace(
-                weights, method=f"{plan.method}, {weights.method}", operations=(*weights.operations, *layers)
+                weights,
+                method=f"{plan.method}, {weights.method}",
+                operations=(*weights.operations, *(op for op in plan.operations if isinstance(op, Deepen))),
+                preserves=weights.preserves and plan.preserves,
             )
-        return self.apply(plan, epoch=epoch, reason=decision.reason, batches=decision.batches, loader=loader)
+        batches = decision.batches or None  # none: the example inputs calibrate new norms
+        return self.apply(plan, epoch=epoch, reason=decision.reason, batches=batches, loader=loader)
 
     def _refined(self, how: Similarity, event: Event, plan: GrowthPlan, batches: Iterable[Any] | None) -> Event:
         done = self.refinement = how.refine(

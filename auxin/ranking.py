@@ -101,6 +101,23 @@ def _choose_globally(
     return chosen, rest
 
 
+def untreatable(graph: Graph, name: str) -> str | None:
+    """Return why a group has no candidates with a fan-in and a fan-out of their own, or None if it has."""
+    roles = {slot.role for slot in graph[name].slots if slot.parameter in graph.parameters}
+    if graph.reads_what_it_writes(name):
+        return "is read through the axis that writes it"
+    if "consumer" not in roles or "producer" not in roles:
+        return "has no fan-in or no fan-out of its own"
+    return None
+
+
+def why_not_twice(error: RuntimeError) -> str:
+    """Return that a model cannot be differentiated twice, or raise the error if it says something else."""
+    if "derivative" not in str(error):
+        raise error
+    return "is in a model with an operator that has no second derivative"
+
+
 def widening(
     model: nn.Module,
     graph: Graph,

@@ -202,3 +202,13 @@ def test_a_block_is_the_identity_on_every_kind_of_edge(activation, kind, norm):
     for mode in (False, True):  # training moves the running statistics
         assert (block.train(mode)(x) - x).abs().max() < 1e-12
     assert block(x).sum().requires_grad
+
+
+def test_a_norm_cannot_be_calibrated_on_one_sample_and_the_error_says_so():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+    graph = auxin.trace(model, torch.randn(1, 4))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ConfigError, match="2 or more samples"):
+        auxin.deepen(model, "2", graph=graph)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    auxin.deepen(model, "2", graph=graph, batches=[torch.randn(8, 4)])

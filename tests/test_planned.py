@@ -46,9 +46,25 @@ def test_layers_and_width_in_one_event_keep_the_function(method):
     before = grower.model(x)
     event = grower.step(0)
     assert torch.allclose(grower.model(x), before, rtol=0, atol=1e-10)
-    assert event.method == ("planned" if method == "random" else "planned, net2net")
+    assert event.method == f"planned, {method}"
     assert [block.map.in_features for block in grower.model[1].grown] == [10, 10]
     assert grower.model[3].grown[0].map.in_features == 6
+
+
+@pytest.mark.parametrize("method", ["random", "net2net", "orthogonal"])
+def test_new_units_are_alive(method):
+    """They have a fan-in, so that their fan-out, zero at first, is trained, and then the fan-in as well."""
+    grower = start([Step(1, {"0": 12})], method=method)
+    grower.step(0)
+    first, reader = grower.model[0].weight, grower.model[2].weight
+    assert (first[8:].norm(dim=1) > 0).all()
+    optimizer = torch.optim.SGD(grower.model.parameters(), lr=0.1)
+    x, before = torch.randn(64, 4, dtype=torch.float64), first.detach().clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        grower.model(x).square().mean().backward()
+        optimizer.step()
+    assert (reader[:, 8:].norm(dim=0) > 0).all() and (first[8:] != before[8:]).any(1).all()
 
 
 def test_a_shallow_vgg_becomes_vgg16_and_its_norms_see_the_loader():
@@ -115,3 +131,10 @@ def test_the_state_of_a_plan_is_the_epoch_alone():
     whole.step(2)
     fresh.step(2)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), fresh.model.parameters(), strict=True))
+
+
+def test_without_a_loader_new_norms_are_calibrated_on_the_example():
+    model = vgg16(width=4, stages=[1, 1, 1, 1, 1])
+    grower = start([{"after": 1, "deepen": {"features.2": 1}}], model)
+    event = grower.step(0)
+    assert event.max_change < 1e-5 and len(model.features[2].grown) == 1

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from auxin.compare.plan import Run
 from auxin.data import ImageData
 from auxin.errors import AuxinError
+from auxin.grower import Grower
+from auxin.planned import Planned
 from auxin.training import DataConfig, RunConfig, RunFolder, Trainer
 from auxin.training.cost import num_flops
 from auxin.training.images import load_images, with_shapes
@@ -93,7 +96,8 @@ def epoch_costs(config: RunConfig) -> list[float]:
     """Return the FLOPs of each epoch, the first being 1, as far as the configuration tells.
 
     With every neuron count growing by the share r, FLOPs grow by (1 + r)²; where r is of parameters or FLOPs, by
-    1 + r. A trigger that waits for a plateau is taken to fire at even distances, and a fixed count not to matter.
+    1 + r; by a plan, as it says. A trigger that waits for a plateau is taken to fire at even distances, and a fixed
+    count not to matter.
 
     Args:
         config: The run.
@@ -106,13 +110,13 @@ def epoch_costs(config: RunConfig) -> list[float]:
         [1.0, 1.0, 2.25, 2.25]
     """
     growth, epochs = config.growth, config.train.epochs
-    factor = (1 + growth.ratio) ** (2 if growth.of == "neurons" else 1) if growth.budget == "ratio" else 1.0
-    after = set(event_epochs(config))
-    costs, cost = [], 1.0
-    for epoch in range(epochs):
-        costs.append(cost)
-        cost *= factor if epoch + 1 in after else 1.0
-    return costs
+    after = event_epochs(config)
+    if growth.trigger == "planned" and after:
+        sizes = _planned_flops(config)
+    else:
+        factor = (1 + growth.ratio) ** (2 if growth.of == "neurons" else 1) if growth.budget == "ratio" else 1.0
+        sizes = [factor**number for number in range(len(after) + 1)]
+    return [sizes[sum(epoch >= event for event in after)] / sizes[0] for epoch in range(epochs)]
 
 
 def event_epochs(config: RunConfig) -> list[int]:
@@ -127,6 +131,8 @@ def event_epochs(config: RunConfig) -> list[int]:
     growth, epochs = config.growth, config.train.epochs
     if growth.method is None:
         return []
+    if growth.trigger == "planned":
+        return sorted(step.after for step in growth.plan if step.after < epochs)
     if growth.trigger == "every":
         events = list(range(growth.start or growth.every, epochs, growth.every))
         return events if growth.times is None else events[: growth.times]
@@ -147,11 +153,29 @@ def training_work(config: RunConfig) -> float:
 
 
 def _image_flops(config: RunConfig) -> int:
+    model, images = _base(config)
+    return max(1, num_flops(model, images[:1]))
+
+
+def _planned_flops(config: RunConfig) -> list[float]:
+    """Return the FLOPs of an image at each size that a planned run passes through."""
+    model, images = _base(config)
+    grower = Grower(model, None, images, trigger=Planned(config.growth.plan))
+    flops = [float(num_flops(model, images[:1]))]
+    for after in event_epochs(config):
+        grower.step(after - 1)
+        flops.append(float(num_flops(model, images[:1])))
+    return flops
+
+
+def _base(config: RunConfig) -> tuple[nn.Module, Tensor]:
+    """Return the model that a run starts from, and two images of noise."""
     data = _images(config)
     whole = with_shapes(config, data).model
     with torch.random.fork_rng(devices=[]):
         model = build_base({"name": whole.name, "kwargs": whole.kwargs})
-    return max(1, num_flops(model, torch.zeros(1, data.channels, *data.image_size)))
+    generator = torch.Generator().manual_seed(0)
+    return model, torch.randn(2, data.channels, *data.image_size, generator=generator)
 
 
 def _images(config: RunConfig) -> ImageData:
@@ -173,13 +197,18 @@ def probe(config: RunConfig, threads: int) -> float:
     Returns:
         Seconds that the whole run would take, by the times of those epochs.
     """
-    data, events = _images(config), event_epochs(config)[:_PROBE_EVENTS]
+    data, events, growth = _images(config), event_epochs(config)[:_PROBE_EVENTS], config.growth
+    if growth.trigger == "planned":
+        steps = Planned(growth.plan).steps[:_PROBE_EVENTS]
+        growth = replace(growth, plan=[replace(step, after=2 * i + 2) for i, step in enumerate(steps)])
+    else:
+        growth = replace(growth, trigger="every", every=2, start=None)
     share = min(1.0, _PROBE_BATCHES * config.train.batch_size / len(data.train_labels))
     short = replace(
         config,
         name="probe",
         train=replace(config.train, epochs=2 * len(events) + 2, threads=threads),
-        growth=replace(config.growth, trigger="every", every=2, start=None),
+        growth=growth,
     )
     with tempfile.TemporaryDirectory() as folder:
         place = RunFolder(Path(folder))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from auxin.candidates import Candidates
 from auxin.errors import ConfigError
 from auxin.graph import Graph
-from auxin.ranking import choose, decide, random_values, widening
+from auxin.ranking import choose, decide, random_values, untreatable, widening
 from auxin.statistics.batches import Batch, measuring, take_batches
 from auxin.statistics.units import new_units
 from auxin.types import Budget, GrowthPlan, LossFn, Widen
@@ -96,7 +96,7 @@ class Firefly:
         train, held = _divide(found)
         allocated = decide(budget, graph)
         names = list(allocated.units if allocated.scope == "per_group" else allocated.groups or allocated.units)
-        why = {name: reason for name in names if (reason := _untreatable(graph, name))}
+        why = {name: reason for name in names if (reason := untreatable(graph, name))}
         number = {n: self.num_candidates or max(allocated.units.get(n, 0), 1) for n in names if n not in why}
         operations, notes = [], []
         candidates = None
@@ -105,7 +105,7 @@ class Firefly:
         step = self.step_size
         if number:
             with measuring(model):
-                candidates = Candidates(model, graph, number, generator, self.asymmetry)
+                candidates = Candidates(model, graph, number, generator, self.asymmetry, self.splits)
                 candidates.train(train, loss, self.steps, self.step_size, self.rate)
                 scores = candidates.scores(held, loss, self.step_size, self.path_points)
                 sizes = {name: candidates.groups[name].size for name in scores}
@@ -119,7 +119,7 @@ class Firefly:
             splits = sum(i < sizes[name] for name, units in chosen.items() for i in units)
             notes.append(
                 f"{splits} splits and {sum(map(len, chosen.values())) - splits} new neurons: predicted loss change "
-                f"{predicted:.2e}, on held batches {change:.2e} at step {step:.3g}"
+                f"{predicted:.2e} at step {self.step_size:.3g}, on held batches {change:.2e} at step {step:.3g}"
             )
         fresh = random_values(model, graph, rest, generator)
         for name in names:
@@ -131,15 +131,6 @@ class Firefly:
             reason = why.get(name, f"has only {len(chosen.get(name, []))} candidates that lower the loss")
             notes.append(f"{name} {reason}, so {by} of its new neurons are random")
         return GrowthPlan(self.name, tuple(operations), self.preserves, tuple(notes))
-
-
-def _untreatable(graph: Graph, name: str) -> str | None:
-    roles = {slot.role for slot in graph[name].slots if slot.parameter in graph.parameters}
-    if graph.reads_what_it_writes(name):
-        return "is read through the axis that writes it"
-    if "consumer" not in roles or "producer" not in roles:
-        return "has no fan-in or no fan-out of its own"
-    return None
 
 
 def _divide(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:

@@ -13,6 +13,7 @@ from auxin.budgets import Allocated
 from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.methods.random import Random
+from auxin.ranking import untreatable, why_not_twice
 from auxin.shadow import Shadow
 from auxin.statistics.batches import Batch, measuring, take_batches
 from auxin.statistics.parts import MICRO_BATCH, Part, in_parts
@@ -94,7 +95,7 @@ class GradMax:
         units = budget.allocate(graph)
         start = Random().propose(model, graph, Allocated(units), generator=generator)
         plain = {op.group: op for op in start.operations if isinstance(op, Widen)}
-        notes = {name: why for name in units if (why := _untreatable(graph, name))}
+        notes = {name: why for name in units if (why := untreatable(graph, name))}
         wanted = [op for name, op in plain.items() if name not in notes]
         values: dict[str, dict[str, Tensor]] = {}
         if wanted:
@@ -103,21 +104,10 @@ class GradMax:
                     climb = _Climb(model, graph, wanted, found, loss, self.micro_batch)
                     values = _climb(climb, self.iterations)
                 except RuntimeError as error:
-                    if "derivative" not in str(error):
-                        raise
-                    notes |= {op.group: "is in a model with an operator that has no second derivative" for op in wanted}
+                    notes |= dict.fromkeys((op.group for op in wanted), why_not_twice(error))
         operations = tuple(Widen(name, op.by, values=values.get(name, op.values)) for name, op in plain.items())
         sentences = tuple(f"{name} {why}, so it grew by the random method" for name, why in notes.items())
         return GrowthPlan(self.name, operations, self.preserves, sentences)
-
-
-def _untreatable(graph: Graph, name: str) -> str | None:
-    roles = {slot.role for slot in graph[name].slots if slot.parameter in graph.parameters}
-    if graph.reads_what_it_writes(name):
-        return "is read through the axis that writes it"
-    if "consumer" not in roles or "producer" not in roles:
-        return "has no fan-in or no fan-out of its own"
-    return None
 
 
 class _New:

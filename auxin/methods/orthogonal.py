@@ -14,7 +14,7 @@ from auxin.graph import Graph
 from auxin.graph.axes import gather_index
 from auxin.methods.random import Random
 from auxin.similarity.activations import moments
-from auxin.similarity.layers import Layer, find_layers
+from auxin.similarity.layers import Layer, all_layers
 from auxin.similarity.refine import Similarity, descend
 from auxin.similarity.terms import mean_off_diagonal, of_cosine_map
 from auxin.statistics.batches import take_batches
@@ -245,7 +245,9 @@ def _descended(old: Tensor, new: Tensor, exact: int, iterations: int) -> Tensor:
 def _rows_to_turn(model: nn.Module, graph: Graph, widenings: Sequence[Widen]) -> dict[str, tuple[Layer, list[Tensor]]]:
     """Return by slot the layers whose rows can be compared, each with its old rows and the draws of all its groups."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    layers = {f"{names[id(layer.weight)]}:{layer.dim}": layer for layer in find_layers(model, graph=graph)}
+    layers = {
+        f"{names[id(layer.weight)]}:{layer.dim}": layer for layer, depthwise in all_layers(model) if not depthwise
+    }
     found: dict[str, tuple[Layer, list[Tensor]]] = {}
     for op in widenings:
         for key, values in op.values.items():

@@ -110,6 +110,8 @@ def fresh_rows(
     shape = new_shape(graph, group, slot, by)
     owner = model.get_submodule(slot.parameter.rpartition(".")[0])
     fan_in = tensor.numel() // tensor.shape[slot.dim]
+    if isinstance(owner, nn.modules.conv._ConvTransposeNd):  # its groups lie in the input dimension
+        fan_in //= owner.groups
     embedded = isinstance(owner, nn.Embedding)
     std = float(tensor.detach().float().std()) if embedded else sqrt(2 / max(fan_in, 1))
     return (torch.randn(shape, generator=generator) * std).to(tensor)

@@ -98,16 +98,7 @@ def find_layers(
         ConfigError: If a name matches no layer.
     """
     model = unwrap(model)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found: list[tuple[Layer, bool]] = []
-    for path, module in model.named_modules():
-        weight = module._parameters.get("weight")
-        if weight is None or id(weight) not in names or isinstance(weight, nn.parameter.UninitializedParameter):
-            continue
-        layer, is_depthwise = _read(path, module, weight)
-        if layer is not None:
-            del names[id(weight)]
-            found.append((layer, is_depthwise))
+    found = all_layers(model)
     last = found[-1][0] if found else None
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     usable = [
@@ -128,6 +119,21 @@ def find_layers(
                 "(depthwise=True and classifier=True add those)."
             )
     return [layer for layer in usable if any(re.fullmatch(pattern, layer.name) for pattern in layers)]
+
+
+def all_layers(model: nn.Module) -> list[tuple[Layer, bool]]:
+    """Return every convolution and linear layer, a shared weight once, and whether it is depthwise."""
+    names = {id(parameter) for parameter in model.parameters()}
+    found: list[tuple[Layer, bool]] = []
+    for path, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or id(weight) not in names or isinstance(weight, nn.parameter.UninitializedParameter):
+            continue
+        layer, is_depthwise = _read(path, module, weight)
+        if layer is not None:
+            names.remove(id(weight))
+            found.append((layer, is_depthwise))
+    return found
 
 
 def _read(path: str, module: nn.Module, weight: nn.Parameter) -> tuple[Layer | None, bool]:

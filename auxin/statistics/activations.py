@@ -62,6 +62,27 @@ def relu6(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return relu(z) - relu(z - 6)
 
 
+def hardtanh(z: Tensor, min_val: float = -1.0, max_val: float = 1.0, *args: Any, **kwargs: Any) -> Tensor:
+    """Hardtanh = min + ReLU(z - min) - ReLU(z - max); ``nn.ReLU6`` is one."""
+    return min_val + relu(z - min_val) - relu(z - max_val)
+
+
+def prelu(z: Tensor, weight: Tensor) -> Tensor:
+    """PReLU = w·z + (1 - w)·ReLU(z), w for each channel (dimension 1) or for all."""
+    slope = weight.view(1, -1, *[1] * (z.ndim - 2)) if z.ndim > 1 else weight
+    return slope * z + (1 - slope) * relu(z)
+
+
+def hardsigmoid(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Hard sigmoid = ReLU6(z + 3) / 6."""
+    return relu6(z + 3) / 6
+
+
+def hardswish(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Hard swish = z ReLU6(z + 3) / 6."""
+    return z * relu6(z + 3) / 6
+
+
 def leaky_relu(z: Tensor, negative_slope: float = 0.01, *args: Any, **kwargs: Any) -> Tensor:
     """Leaky ReLU = slope·z + (1 - slope)·ReLU(z)."""
     return negative_slope * z + (1 - negative_slope) * relu(z)
@@ -134,6 +155,7 @@ def depthwise(
 
 SMOOTHED: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.relu: relu, F.relu_: relu, torch.relu: relu, torch.relu_: relu, Tensor.relu: relu, Tensor.relu_: relu,
-    F.relu6: relu6, F.leaky_relu: leaky_relu, F.leaky_relu_: leaky_relu, F.batch_norm: batch_norm,
+    F.relu6: relu6, F.leaky_relu: leaky_relu, F.leaky_relu_: leaky_relu, F.hardtanh: hardtanh, F.hardtanh_: hardtanh,
+    F.prelu: prelu, torch.prelu: prelu, F.hardsigmoid: hardsigmoid, F.hardswish: hardswish, F.batch_norm: batch_norm,
 }  # fmt: skip
 """What is computed in place of a function while second derivatives are taken."""

@@ -62,7 +62,8 @@ def take_batches(
             f"The {method} method looks at data: pass batches of (inputs, target) and loss_fn(output, target), for "
             "example grower.step(epoch, loader, loss_fn)."
         )
-    found = [_as_batch(item, model, method) for item in islice(iter(batches), number)]
+    with torch.random.fork_rng(devices=[]):  # a DataLoader draws its shuffling from torch's own generator
+        found = [_as_batch(item, model, method) for item in islice(iter(batches), number)]
     if not found:
         raise ConfigError(
             f"The {method} method looks at data, but the loader gave no batch: pass one that is not empty."

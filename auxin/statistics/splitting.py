@@ -267,9 +267,12 @@ def smallest(
             tridiagonal = tridiagonal + off + off.transpose(1, 2)
         # Directions beyond an invariant subspace are zero vectors; they must not pass for an eigenvalue of zero.
         empty = (q.norm(dim=2) == 0).T
-        tridiagonal = tridiagonal + torch.diag_embed(empty.to(q) * (tridiagonal.abs().amax((1, 2)) + 1)[:, None])
+        largest = tridiagonal.abs().amax((1, 2))
+        tridiagonal = tridiagonal + torch.diag_embed(empty.to(q) * (largest + 1)[:, None])
         value, vector = torch.linalg.eigh(tridiagonal)
-        values[name] = value[:, 0]
+        # Below what rounding makes of it, an eigenvalue is zero: that neuron is no saddle.
+        rounding = 100 * torch.finfo(value.dtype).eps * largest
+        values[name] = torch.where(value[:, 0] < -rounding, value[:, 0], value[:, 0].clamp(min=0))
         found = torch.einsum("mnd,nm->nd", q, vector[:, :, 0])
         vectors[name] = found / found.norm(dim=1, keepdim=True).clamp(min=1e-300)
     return values, vectors

@@ -65,6 +65,10 @@ def channel_statistics(
 
     Returns:
         For each site's name mean and (biased) variance over all other dimensions, each of shape (channels,).
+
+    Raises:
+        ConfigError: If a batch norm upstream sees a single value of each channel.
+        ValueError: If the model refuses a batch for another reason.
     """
     total: dict[str, list[Tensor]] = {}
 
@@ -82,6 +86,13 @@ def channel_statistics(
             for batch in batches:
                 args, kwargs = clone_tensors(normalise_inputs(batch))
                 model(*args, **kwargs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "The norm of a new layer cannot be calibrated on a single sample: give batches= of 2 or more samples, or "
+            "step() a loader of such."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -20,6 +20,10 @@ def test_costs_follow_the_growth_of_the_configuration() -> None:
     assert epoch_costs(config(5, every=2, ratio=0.5)) == [1, 1, 2.25, 2.25, 2.25**2]
     assert epoch_costs(config(4, every=1, times=1, ratio=0.5, of="parameters")) == [1, 1.5, 1.5, 1.5]
     assert epoch_costs(config(3, method=None)) == [1, 1, 1]
+    plan = [{"after": 2, "deepen": {"features.2": 2}}, {"after": 1, "widen": {r"features\..*": 24}}]
+    planned = RunConfig.from_dict({"train": {"epochs": 4}, "growth": {"trigger": "planned", "plan": plan}})
+    costs = epoch_costs(planned)
+    assert costs[0] == 1 < costs[1] < costs[2] == costs[3]
     assert event_epochs(config(9, every=4, start=2, times=None)) == [2, 6]
     assert event_epochs(config(9, trigger="plateau", times=2)) == [3, 6]
 

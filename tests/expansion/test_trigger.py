@@ -16,6 +16,7 @@ import auxin
 from auxin.errors import AuxinError, CheckpointError, ConfigError, TrainingError
 from auxin.expansion import Settings, expansion_score, make_proposals, score_proposals
 from auxin.expansion.score import gather
+from auxin.methods.random import Random
 from auxin.models import build
 from auxin.types import Decision, Deepen, Widen
 from tests.cases import randomise
@@ -307,6 +308,19 @@ def test_layers_and_units_at_once_both_happen_whatever_the_method() -> None:
         assert kinds == {"widen", "deepen"}, method
         assert grower.decisions[0].winner.count(",") + 1 == len(event.changes)
         assert event.method == ("natural" if method == "random" else "natural, net2net")
+
+
+def test_noise_in_a_new_layer_is_no_promise_whatever_the_method() -> None:
+    for method in ("random", "net2net"):
+        grower = start(eager(widen=3, most=9, noise=0.05), until="params<=5k", method=method)
+        event = grower.step(0, None, F.cross_entropy)
+        assert event is not None and event.max_change > 1e-4
+
+
+def test_settings_of_the_random_method_are_kept() -> None:
+    grower = start(eager(deepen=False, widen=3), method=Random(outgoing_scale=0.5))
+    event = grower.step(0, None, F.cross_entropy)
+    assert event is not None and event.max_change > 1e-4
 
 
 def test_where_growth_may_happen() -> None:

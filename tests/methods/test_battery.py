@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import auxin
 from auxin.budgets import Allocated
@@ -124,6 +125,36 @@ def test_proposing_changes_nothing_and_the_same_seed_gives_the_same_plan(method)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert {g.name: g.size for g in graph.groups} == sizes
     assert signature(one) == signature(same) != signature(other)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loader_that_shuffles_does_not_move_the_programs_random_numbers(method):
+    model, inputs, _ = build("plain")
+    x = many(inputs)[0]
+    pairs = torch.utils.data.TensorDataset(x, torch.zeros(len(x)))
+    loader = torch.utils.data.DataLoader(pairs, batch_size=8, shuffle=True)
+    graph = auxin.trace(model, inputs)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    METHODS[method].propose(
+        model, graph, Allocated({"trunk.0": 2}), generator=torch.Generator(), batches=loader, loss_fn=generic_loss
+    )
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_new_rows_of_a_transposed_convolution_have_its_true_fan_in(groups):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ConvTranspose2d(64, 64, 2, groups=groups, bias=False), nn.ReLU(), nn.Conv2d(64, 2, 1), nn.Flatten()
+    )
+    graph = auxin.trace(model, torch.randn(1, 64, 4, 4))
+    (name,) = [g.name for g in graph.growable() if any(s.parameter == "0.weight" and s.dim == 1 for s in g.slots)]
+    generator = torch.Generator().manual_seed(0)
+    plan = METHODS["random"].propose(model, graph, Allocated({name: 16}), generator=generator)
+    std = float(plan.operations[0].values["0.weight:1"].std())
+    assert std == pytest.approx((2 / (64 // groups * 4)) ** 0.5, rel=0.05)
 
 
 def signature(plan):

@@ -1,5 +1,6 @@
 """Firefly: scores against finite differences, plans against what the over-grown copy promised."""
 
+import re
 import statistics
 
 import pytest
@@ -232,3 +233,15 @@ def test_a_bfloat16_model_is_measured_in_float32_and_left_alone():
 def test_settings_that_make_no_sense_are_refused(options):
     with pytest.raises(auxin.AuxinError, match="Firefly needs"):
         Firefly(**options)
+
+
+def test_without_splits_the_new_neurons_alone_are_trained_and_scored():
+    model, example, batch = case("plain")
+    graph = auxin.trace(model, example)
+    step = 1e-3
+    plan = propose(Firefly(splits=False, step_size=step), model, graph, {"trunk.0": 3, "trunk.4": 2}, batch)
+    before = float(generic_loss(call(model, batch)))
+    auxin.surgery.apply(plan, model, graph)
+    predicted = float(re.search(r"loss change (\S+) at", plan.notes[0])[1])
+    assert predicted == pytest.approx(float(generic_loss(call(model, batch))) - before, rel=2e-2)
+    assert all(set(op.parents) <= {-1} for op in plan.operations)

@@ -144,6 +144,16 @@ def test_lower_precision_keeps_its_type():
     assert largest_of_new(model[0].weight.detach(), 2) < 0.02
 
 
+def test_a_group_of_one_neuron_and_a_frozen_weight_have_rows_to_compare():
+    model = nn.Sequential(nn.Linear(8, 1), nn.ReLU(), nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    model[2].weight.requires_grad_(False)
+    graph = auxin.trace(model, torch.randn(2, 8).double())
+    for group in ("0", "2"):
+        event = auxin.widen(model, group, 2, graph=graph, method="orthogonal")
+        assert event.notes == ()
+    assert largest_of_new(model[0].weight.detach(), 2) < 1e-12
+
+
 def test_iterations_are_checked():
     with pytest.raises(ConfigError, match="0 iterations"):
         Orthogonal(iterations=-1)

@@ -1,5 +1,7 @@
 """Splitting steepest descent against dense references in float64."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ import auxin
 from auxin.budgets import Allocated, parse_cap
 from auxin.methods.splitting import Splitting
 from auxin.ranking import choose, decide
+from auxin.statistics import activations
 from auxin.statistics.batches import Batch, measuring
 from auxin.statistics.splitting import SplittingMatrices, smallest
 from auxin.types import Widen
@@ -299,3 +302,74 @@ def test_averaged_weights_are_split_around_their_own_values():
     offset, parent = op.offsets["trunk.0.weight:0"][0], op.parents[0]
     assert torch.allclose(averaged.module.trunk[0].weight[parent], theirs[parent] + offset, atol=1e-15)
     assert torch.allclose(averaged.module.trunk[0].weight[-1], theirs[parent] - offset, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.SiLU, nn.Tanh],
+)
+def test_every_common_activation_module_bends(make):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), make(), nn.Linear(8, 3)).double()
+    x = torch.randn(32, 6, dtype=torch.float64)
+    graph = auxin.trace(model, x)
+    values, _ = smallest(matrices_of(model, graph, (x,), ["0"]), 20, generator())
+    assert (values["0"] < 0).any()
+
+
+def test_a_piecewise_linear_activation_bends_as_its_relus_do():
+    z = torch.linspace(-8, 8, 41, dtype=torch.float64, requires_grad=True)
+    for func, kwargs, ours in (
+        (F.hardtanh, {"min_val": -2.0, "max_val": 3.0}, activations.hardtanh),
+        (F.hardsigmoid, {}, activations.hardsigmoid),
+        (F.hardswish, {}, activations.hardswish),
+    ):
+        assert torch.allclose(ours(z, **kwargs), func(z, **kwargs), atol=1e-15), func
+    slope = torch.full((1,), 0.2, dtype=torch.float64)
+    assert torch.allclose(activations.prelu(z[None], slope), F.prelu(z[None], slope), atol=1e-15)
+    bend = torch.autograd.grad(torch.autograd.grad(activations.hardtanh(z).sum(), z, create_graph=True)[0].sum(), z)[0]
+    low, high = torch.sigmoid(3 * (z + 1)), torch.sigmoid(3 * (z - 1))
+    assert torch.allclose(bend, 3 * low * (1 - low) - 3 * high * (1 - high), atol=1e-12)
+
+
+def test_an_operator_without_a_second_derivative_leaves_the_groups_to_random_growth():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return self[1](torch.ops.aten.hardsigmoid(self[0](x)))
+
+    model = Net(nn.Linear(4, 6), nn.Linear(6, 2)).double()
+    x = torch.randn(8, 4, dtype=torch.float64)
+    plan = propose(Splitting(), model, auxin.trace(model, x), auxin.count(2), (x,))
+    assert plan.operations[0].by == 2 and plan.operations[0].values
+    assert plan.notes == (
+        "0 is in a model with an operator that has no second derivative, so 2 of its new neurons are random",
+    )
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "rms_norm"])
+def test_with_unequal_shares_an_event_descends_and_predicts_its_change_to_first_order(name):
+    errors = []
+    for step in (1e-4, 1e-5):
+        model, example, batch = case(name)
+        graph = auxin.trace(model, example)
+        before = float(generic_loss(call(model, batch)))
+        plan = propose(Splitting(step_size=step, num_batches=1), model, graph, auxin.count(2), batch)
+        auxin.surgery.apply(plan, model, graph)
+        change = float(generic_loss(call(model, batch))) - before
+        predicted, measured = map(float, re.findall(r"-?\d\.\d+e-\d+", plan.notes[0]))
+        assert change < 0 and measured == pytest.approx(change, rel=1e-2)
+        errors.append(abs(predicted / change - 1))
+    assert errors[1] < max(errors[0] / 3, 1e-2)
+
+
+def test_an_eigenvalue_that_is_zero_but_for_rounding_is_no_saddle():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 3), nn.Softplus(), nn.Linear(3, 1))
+    with torch.no_grad():
+        model[2].weight.abs_()
+    x = torch.randn(5, 30)
+    plan = Splitting(num_batches=1).propose(
+        model, auxin.trace(model, x), auxin.count(3), generator=generator(), batches=[(x, None)],
+        loss_fn=lambda output, target: output.sum(),
+    )  # fmt: skip
+    assert plan.operations[0].parents == ()
