@@ -1,4 +1,27 @@
-"""auxin: grow neural networks while they train."""
+"""Grow neural networks while they train: any ``torch.nn.Module``, in place, wider and deeper.
+
+    grower = auxin.Grower(model, optimizer, example_inputs, trigger=auxin.every(10), budget=auxin.ratio(0.35))
+    for epoch in range(epochs):
+        train_one_epoch(model, optimizer, loader)
+        grower.step(epoch)  # the Event, or None
+
+Find what can grow: ``trace`` returns a ``Graph`` of width groups and depth sites.
+
+Grow: ``Grower`` in a training loop; ``widen`` and ``deepen`` once, by hand. What happened is an ``Event``. ``METHODS``
+are the growth methods by name; ``auxin.methods`` has their classes, whose arguments are their options. A ``GrowthPlan``
+of your own, made of ``Widen`` and ``Deepen``, goes to ``Grower.apply``.
+
+When: ``every``, ``plateau``; ``natural`` and ``planned`` also say what.
+
+How much: ``ratio``, ``count``.
+
+After an event: ``Similarity``, as ``Grower(refine=...)``, moves new neurons away from the old; ``similarity`` has the
+same for any model.
+
+Resume: ``History``, replayed on a fresh base model and its optimizer, gives them the grown shape.
+
+Errors derive from ``AuxinError``. The command line is ``auxin``, or ``python -m auxin``.
+"""
 
 from auxin import similarity
 from auxin.budgets import count, ratio
@@ -11,19 +34,21 @@ from auxin.planned import Planned as planned
 from auxin.similarity import Similarity
 from auxin.surgery import History
 from auxin.triggers import every, plateau
-from auxin.types import Event, GrowthPlan
+from auxin.types import Deepen, Event, GrowthPlan, Widen
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
     "AuxinError",
+    "Deepen",
     "Event",
     "Graph",
     "Grower",
     "GrowthPlan",
     "History",
     "Similarity",
+    "Widen",
     "count",
     "deepen",
     "every",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ class Amount:
             raise ConfigError(f"A budget counts neurons, parameters or flops, not {self.of!r}.")
         if self.scope not in ("per_group", "global"):
             raise ConfigError(f"A budget is per_group or global, not {self.scope!r}.")
-        if not self.value > 0:
-            raise ConfigError(f"A budget must be above 0, not {self.value}.")
+        if not isinstance(self.value, (int, float)) or not 0 < self.value < math.inf:
+            raise ConfigError(f"A budget must be a number above 0, not {self.value!r}.")
 
     def allocate(self, graph: Graph) -> dict[str, int]:
         """Return the number of units to add to each group; groups that stay as they are are absent."""
@@ -158,6 +159,12 @@ def ratio(
 
     Returns:
         The budget.
+
+    Example:
+        >>> import torch, auxin
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> auxin.ratio(0.5).allocate(auxin.trace(model, torch.randn(2, 4)))
+        {'0': 4}
     """
     return Amount(fraction, True, of, scope, None if groups is None else tuple(groups), allow_inexact)
 
@@ -180,6 +187,14 @@ def count(
 
     Returns:
         The budget.
+
+    Example:
+        Seven parameters a unit: four incoming weights, a bias, two outgoing weights.
+
+        >>> import torch, auxin
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> auxin.count(25, of="parameters", scope="global").allocate(auxin.trace(model, torch.randn(2, 4)))
+        {'0': 3}
     """
     return Amount(number, False, of, scope, None if groups is None else tuple(groups), allow_inexact)
 

@@ -12,7 +12,7 @@ from auxin.graph import Graph
 from auxin.methods.random import Random
 from auxin.methods.symmetry import outgoing_offsets
 from auxin.shadow import Shadow
-from auxin.statistics.batches import Batch
+from auxin.statistics.batches import Batch, gradients
 from auxin.statistics.units import new_units, normalised, old_units
 from auxin.types import LossFn, Widen
 
@@ -150,8 +150,8 @@ class Candidates:
         for step in range(steps):
             leaves = [x.requires_grad_() for g in groups for x in (g.split, g.fan_in, g.fan_out)]
             loss = self.loss(gates, batches[step % len(batches)], loss_fn)
-            gradients = [normalised(g) for g in torch.autograd.grad(loss, leaves, materialize_grads=True)]
-            momentum = [0.5 * m + g for m, g in zip(momentum, gradients, strict=True)] if momentum else gradients
+            slopes = [normalised(g) for g in gradients(loss, leaves)]
+            momentum = [0.5 * m + g for m, g in zip(momentum, slopes, strict=True)] if momentum else slopes
             length = rate * (1 - step / steps)
             with torch.no_grad():
                 pairs = zip(leaves, momentum, strict=True)
@@ -181,8 +181,8 @@ class Candidates:
         for batch in batches:
             for point in range(points):
                 gates = {n: g.requires_grad_() for n, g in self.gates(gate * (point + 0.5) / points).items()}
-                gradients = torch.autograd.grad(self.loss(gates, batch, loss_fn), list(gates.values()))
-                for name, gradient in zip(gates, gradients, strict=True):
+                slopes = gradients(self.loss(gates, batch, loss_fn), list(gates.values()))
+                for name, gradient in zip(gates, slopes, strict=True):
                     total[name] += gate * gradient / (points * len(batches))
         return total
 

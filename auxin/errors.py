@@ -14,7 +14,15 @@ class FrozenError(AuxinError):
 
 
 class GrowthError(AuxinError):
-    """A growth event failed; model, optimizer and graph were restored bit for bit."""
+    """A growth event failed; model, optimizer and graph were restored bit for bit.
+
+    Attributes:
+        why: The reason alone, where the text also says what to do.
+    """
+
+    def __init__(self, text: str, why: str = "") -> None:
+        super().__init__(text)
+        self.why = why or text
 
 
 class ConfigError(AuxinError):

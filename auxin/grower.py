@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from auxin.budgets import Allocated, parse_cap
-from auxin.errors import CheckpointError, ConfigError
+from auxin.errors import CheckpointError, ConfigError, GrowthError
 from auxin.graph import Graph, trace
 from auxin.methods import METHODS
 from auxin.methods.random import Random
@@ -19,6 +19,7 @@ from auxin.planned import Planned
 from auxin.ranking import decide
 from auxin.similarity import Refinement, Similarity, batch_norms, model_inputs
 from auxin.surgery import History, apply, check_widen
+from auxin.surgery.apply import as_list
 from auxin.types import (
     Budget,
     Decider,
@@ -54,6 +55,10 @@ class Grower:
         ema: Averaged copies of the model (``AveragedModel``), resized alike.
         refine: What to do to the neurons right after each event; None does nothing.
 
+    Raises:
+        ConfigError: If an argument is of another kind, or the optimizer is another model's.
+        TraceError: If the forward cannot be captured.
+
     Attributes:
         graph: What can grow; kept up to date.
         history: The events so far, replayable on a fresh base model.
@@ -87,6 +92,7 @@ class Grower:
         ema: Sequence[nn.Module] = (),
         refine: Similarity | None = None,
     ) -> None:
+        _check(model, optimizer, method, trigger, budget, until, refine)
         self.model, self.optimizer, self.ema = model, optimizer, tuple(ema)
         self.method = find_method(method)
         self.trigger, self.budget, self.seed = trigger, budget, seed
@@ -126,7 +132,8 @@ class Grower:
         if self.trigger is None:
             return None
         if isinstance(self.trigger, Decider):
-            return self._decide(self.trigger, epoch, loader, loss_fn)
+            trigger = self.trigger
+            return self._without_resisting(lambda: self._decide(trigger, epoch, loader, loss_fn))
         reason = self.trigger(epoch, metrics or {})
         if reason is None:
             return None
@@ -156,14 +163,18 @@ class Grower:
         """
         if self.budget is None:
             raise ConfigError("The Grower has no budget; pass for example budget=auxin.ratio(0.35).")
-        allocated = decide(self.budget, self.graph, self.cap)
-        if not allocated.units:
-            return None
-        generator = self._generator()
-        plan = self.method.propose(
-            self.model, self.graph, allocated, generator=generator, batches=loader, loss_fn=loss_fn
-        )
-        return self.apply(plan, epoch=epoch, reason=reason, loader=loader)
+        budget = self.budget
+
+        def attempt() -> Event | None:
+            allocated = decide(budget, self.graph, self.cap)
+            if not allocated.units:
+                return None
+            plan = self.method.propose(
+                self.model, self.graph, allocated, generator=self._generator(), batches=loader, loss_fn=loss_fn
+            )
+            return self.apply(plan, epoch=epoch, reason=reason, loader=loader)
+
+        return self._without_resisting(attempt)
 
     def apply(
         self,
@@ -210,6 +221,33 @@ class Grower:
             if batches is None and loader is not None:
                 batches = (model_inputs(batch, self.graph.example_inputs) for batch in loader)
             event = self.history.events[-1] = self._refined(self.refine, event, plan, batches)
+        return event
+
+    def _without_resisting(self, attempt: Callable[[], Event | None]) -> Event | None:
+        """Return what an attempt to grow gives, where it fails after freezing the groups that the model resists."""
+        decided, save = len(self.decisions), getattr(self.trigger, "state_dict", None)
+        state = save() if save else None
+        try:
+            return attempt()
+        except GrowthError:
+            resisting = {}
+            for group in self.graph.growable(self.allow_inexact):
+                try:
+                    plan = GrowthPlan("trial", (Widen(group.name, 1),))
+                    apply(plan, self.model, self.graph, allow_inexact=self.allow_inexact, keep=False)
+                except GrowthError as error:
+                    resisting[group.name] = error.why
+            if not resisting:
+                raise
+            for name, why in resisting.items():
+                self.graph.atom(name).frozen = why
+        del self.decisions[decided:]
+        if state is not None:
+            self.trigger.load_state_dict(state)  # type: ignore[union-attr]
+        event = attempt()
+        if event is not None:
+            notes = tuple(f"{name} is frozen from now on: {why}" for name, why in resisting.items())
+            event = self.history.events[-1] = replace(event, notes=(*event.notes, *notes))
         return event
 
     def _decide(
@@ -271,6 +309,11 @@ class Grower:
         Raises:
             CheckpointError: If the state belongs to another kind of trigger or the model has another size.
         """
+        missing = {"history", "trigger"} - set(state)
+        if missing:
+            raise CheckpointError(
+                f"This is not what Grower.state_dict() returned: it has no {', '.join(sorted(missing))}."
+            )
         history = History.from_json(state["history"])
         if history.events and history.events[-1].parameters_after != self.graph.num_parameters():
             raise CheckpointError(
@@ -284,6 +327,39 @@ class Grower:
             load(state["trigger"])
         self.history = history
         self.decisions = [Decision.from_dict(decision) for decision in state.get("decisions", ())]
+
+
+def _check(
+    model: Any, optimizer: Any, method: Any, trigger: Any, budget: Any, until: Any, refine: Any
+) -> None:  # fmt: skip
+    """Refuse what would otherwise fail at the first event, perhaps hours later."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"A Grower grows an nn.Module, not {model!r}.")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ConfigError(
+            "Give the Grower the module inside DistributedDataParallel, and wrap that anew after each event: the "
+            "wrapper's buckets have the sizes it was built with."
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    for one in as_list(optimizer):
+        if not isinstance(one, Optimizer):
+            raise ConfigError(f"{one!r} is no optimizer: pass one of torch.optim, several, or None.")
+        if own.isdisjoint(id(p) for group in one.param_groups for p in group["params"]):
+            raise ConfigError("The optimizer has no parameter of this model: pass the one that trains it.")
+    if isinstance(method, type) or (not isinstance(method, str) and not hasattr(method, "propose")):
+        raise ConfigError(f"{method!r} is no growth method: pass a name such as 'net2net', or an instance of one.")
+    if isinstance(trigger, type) or not (trigger is None or callable(trigger) or isinstance(trigger, Decider)):
+        raise ConfigError(
+            f"{trigger!r} is no trigger: pass for example auxin.every(10), or auxin.natural() with brackets."
+        )
+    if isinstance(budget, type) or (budget is not None and not hasattr(budget, "allocate")):
+        raise ConfigError(f"{budget!r} is no budget: pass for example auxin.ratio(0.35) or auxin.count(8).")
+    if until is not None and not isinstance(until, str):
+        raise ConfigError(f"until={until!r} does not say what it limits: write for example 'params<=325k'.")
+    if refine is not None and not isinstance(refine, Similarity):
+        raise ConfigError(f"{refine!r} is no refinement: pass for example auxin.Similarity(iterations=15).")
+    if isinstance(trigger, Planned) and until is not None:
+        raise ConfigError("A plan says itself where growth ends: leave until out.")
 
 
 def find_method(method: str | Method) -> Method:

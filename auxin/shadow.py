@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from auxin.graph import Graph
 from auxin.graph.axes import gather_index, spread
-from auxin.graph.capture import clone_tensors, normalise_inputs, unwrap
+from auxin.graph.capture import clone_tensors, copied, normalise_inputs, unwrap
 from auxin.statistics.batches import Batch, precision
 from auxin.statistics.units import Units, dim_of, new_units
 from auxin.surgery import apply
@@ -43,7 +43,7 @@ class Shadow:
         self.old = graph
         self.operations = {op.group: op for op in operations}
         self.by = {op.group: op.by for op in operations}
-        self.model = copy.deepcopy(model)
+        self.model = copied(model)
         self.model.zero_grad(set_to_none=True)
         self.dtype = precision(model)
         self.model.to(self.dtype)

@@ -16,8 +16,10 @@ class Every:
     """Grow after every k-th epoch; see ``every``."""
 
     def __init__(self, epochs: int, times: int | None = None, start: int | None = None) -> None:
-        if epochs < 1:
-            raise ConfigError(f"every() needs at least 1 epoch between events, not {epochs}.")
+        if type(epochs) is not int or epochs < 1:
+            raise ConfigError(f"every() needs a whole number of epochs between events, 1 or more, not {epochs!r}.")
+        if (times is not None and times < 0) or (start is not None and start < 1):
+            raise ConfigError("every() takes times of 0 or more and a start of epoch 1 or later, or None.")
         self.epochs, self.times = epochs, times
         self.start = epochs if start is None else start
 
@@ -41,6 +43,8 @@ class Plateau:
     ) -> None:
         if mode not in ("min", "max"):
             raise ConfigError(f"plateau() takes mode 'min' or 'max', not {mode!r}.")
+        if patience < 1 or cooldown < 0 or (times is not None and times < 0):
+            raise ConfigError("plateau() needs a patience of 1 or more, and a cooldown and times of 0 or more.")
         self.metric, self.patience, self.min_delta = metric, patience, min_delta
         self.mode, self.cooldown, self.times = mode, cooldown, times
         self.best = math.inf
@@ -53,6 +57,8 @@ class Plateau:
             known = ", ".join(sorted(metrics)) or "none"
             raise ConfigError(f"plateau() watches {self.metric!r}, but the metrics given to step() are: {known}.")
         value = float(metrics[self.metric]) * (1 if self.mode == "min" else -1)
+        if math.isnan(value):  # neither an improvement nor a plateau
+            return None
         if value < self.best - self.min_delta:
             self.best, self.waited = value, 0
             self.resting = max(0, self.resting - 1)
@@ -118,5 +124,12 @@ def plateau(
 
     Returns:
         The trigger.
+
+    Example:
+        >>> import auxin
+        >>> trigger = auxin.plateau("val_loss", patience=2)
+        >>> losses = [1.0, 0.8, 0.8, 0.9, 0.7]
+        >>> [epoch for epoch, loss in enumerate(losses) if trigger(epoch, {"val_loss": loss})]
+        [3]
     """
     return Plateau(metric, patience, min_delta, mode, cooldown, times)

@@ -20,9 +20,9 @@ def main(epochs: int = 12) -> float:
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 
-    example = torch.zeros(2, 1, 8, 8)
+    example = torch.randn(2, 1, 8, 8)
     print(auxin.trace(model, example))  # what can grow, and why the rest cannot
-    grower = auxin.Grower(model, optimizer, example, trigger=auxin.every(3), budget=auxin.ratio(0.5))
+    grower = auxin.Grower(model, optimizer, example, trigger=auxin.every(3, times=3), budget=auxin.ratio(0.5))
 
     accuracy = 0.0
     for epoch in range(epochs):
@@ -32,13 +32,13 @@ def main(epochs: int = 12) -> float:
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
-        if event := grower.step(epoch):
-            print(event)
         model.eval()
         with torch.no_grad():
             hits = [(model(images).argmax(1) == labels).float().mean() for images, labels in val]
         accuracy = float(torch.stack(hits).mean())
         print(f"epoch {epoch + 1}: validation accuracy {accuracy:.1%}")
+        if event := grower.step(epoch):
+            print(event)
     return accuracy
 
 

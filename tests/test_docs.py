@@ -1,4 +1,4 @@
-"""The pages about growth methods: one for each, and an index that is up to date."""
+"""The pages about growth methods, one for each, with an index that is up to date; and a page that is a script."""
 
 import re
 import subprocess
@@ -9,7 +9,8 @@ import pytest
 
 import auxin
 
-PAGES = Path(__file__).parents[1] / "docs" / "methods"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = DOCS / "methods"
 
 
 def test_the_index_is_up_to_date():
@@ -26,3 +27,10 @@ def test_every_method_has_a_page(method):
 def test_the_index_links_every_page_and_nothing_else():
     linked = set(re.findall(r"\]\((\S+\.md)\)", (PAGES / "README.md").read_text(encoding="utf-8")))
     assert linked == {page.name for page in PAGES.glob("*.md")} - {"README.md"}
+
+
+def test_the_page_on_resuming_runs_as_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "resume.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    exec(compile(blocks[0], "docs/resume.md", "exec"), {})  # ends with an assertion of its own

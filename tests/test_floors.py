@@ -37,7 +37,6 @@ FLOORS = {
     "auxin.analysis": 5,
     "auxin.report": 6,
     "auxin.compare": 6,
-    "auxin.integrations": 6,
     "auxin.cli": 7,
     "auxin.__main__": 8,
 }
@@ -48,7 +47,6 @@ APPLICATION = (
     "auxin.analysis",
     "auxin.compare",
     "auxin.report",
-    "auxin.integrations",
     "auxin.cli",
 )
 CONSTRUCTORS = ("auxin.surgery", "auxin.models")
@@ -189,7 +187,7 @@ def test_no_pickle_is_ever_loaded(path: Path) -> None:
 @by_file
 def test_imports_stand_at_the_top(path: Path) -> None:
     module = module_name(path)
-    if module.startswith(("auxin.cli", "auxin.integrations")):
+    if module.startswith("auxin.cli"):
         return
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import auxin
 from auxin.errors import CheckpointError, ConfigError
+from auxin.methods.net2net import Net2Net
 from auxin.surgery import IdentityBlock
 from auxin.types import Deepen, GrowthPlan
 
@@ -212,3 +214,228 @@ def test_a_norm_cannot_be_calibrated_on_one_sample_and_the_error_says_so():
         auxin.deepen(model, "2", graph=graph)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     auxin.deepen(model, "2", graph=graph, batches=[torch.randn(8, 4)])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget": 0.35}, "auxin.ratio"),
+        ({"trigger": 3}, "no trigger"),
+        ({"trigger": auxin.natural}, "with brackets"),
+        ({"trigger": "every"}, "no trigger"),
+        ({"method": Net2Net}, "instance"),
+        ({"refine": 15}, "auxin.Similarity"),
+        ({"until": 325000}, "params<=325k"),
+        ({"trigger": auxin.planned([{"after": 1, "widen": {"0": 9}}]), "until": "params<=1k"}, "leave until"),
+        ({"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)}, "no parameter of this model"),
+        ({"optimizer": "sgd"}, "no optimizer"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_at_once(options, words):
+    with pytest.raises(ConfigError, match=words):
+        auxin.Grower(make(), options.pop("optimizer", None), IMAGES[:2], **options)
+
+
+def test_a_model_of_another_kind_is_refused():
+    with pytest.raises(ConfigError, match=r"nn\.Module"):
+        auxin.Grower("resnet18", None, IMAGES[:2])
+
+
+def test_a_state_that_is_none_is_refused():
+    with pytest.raises(CheckpointError, match="history"):
+        auxin.Grower(make(), None, IMAGES[:2]).load_state_dict({})
+
+
+def test_a_plateau_is_not_made_of_nans():
+    trigger = auxin.plateau(patience=1)
+    assert [trigger(epoch, {"val_loss": value}) for epoch, value in enumerate([1.0, float("nan"), 0.5])] == [None] * 3
+
+
+def test_a_compiled_model_trains_an_inserted_layer():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 2))
+    compiled, optimizer = torch.compile(model, backend="eager"), torch.optim.SGD(model.parameters(), 0.05)
+    x = torch.randn(32, 5)
+    compiled(x).square().mean().backward()
+    auxin.deepen(model, "1", graph=auxin.trace(model, x), optimizer=optimizer)
+    compiled(x).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for n, p in model.named_parameters() if "grown" in n)
+
+
+class Auxiliary(nn.Module):
+    """A head that only training uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 8)
+        self.head, self.aux = nn.Linear(8, 4), nn.Linear(6, 4)
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        y = self.head(self.second(h).relu())
+        return (y, self.aux(h)) if self.training else y
+
+
+def test_what_only_training_uses_does_not_grow_and_holds_back_what_feeds_it():
+    model, x = Auxiliary(), torch.randn(2, 3)
+    grower = auxin.Grower(model, None, x, budget=auxin.ratio(0.5))
+    assert {group.name for group in grower.graph.growable()} == {"first", "second"}
+    event = grower.grow()
+    assert [change.target for change in event.changes] == ["second"]
+    assert "first is frozen from now on" in event.notes[0] and "training mode" in event.notes[0]
+    assert [y.shape for y in model.train()(x)] == [(2, 4), (2, 4)]
+    with pytest.raises(auxin.AuxinError, match="training mode"):
+        auxin.widen(model, "first", 1, graph=auxin.trace(model, x))
+
+
+def test_a_check_in_training_mode_leaves_norms_and_random_numbers_alone():
+    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 2)).train()
+    graph = auxin.trace(model, torch.randn(2, 3))
+    state = {name: tensor.clone() for name, tensor in model[1].state_dict().items()}
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    auxin.widen(model, "0", 2, graph=graph)
+    assert torch.equal(torch.rand(2), expected) and model.training
+    assert all(
+        torch.equal(tensor[:6] if tensor.ndim else tensor, state[n]) for n, tensor in model[1].state_dict().items()
+    )
+
+
+class Written(nn.Module):
+    """A size written into a view; the group behind it cannot grow, though nothing in the graph says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).relu().view(-1, 8)).relu())
+
+
+@pytest.mark.parametrize("method", ["random", "net2net", "gradmax", "firefly"])
+def test_a_group_that_resists_is_left_out_and_the_others_grow(method):
+    torch.manual_seed(0)
+    model, x, y = Written(), torch.randn(8, 3), torch.randn(8, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    grower = auxin.Grower(model, optimizer, x, method=method, budget=auxin.count(2))
+    loss = nn.functional.mse_loss
+    event = grower.grow(loader=[(x, y)] * 6, loss_fn=loss)
+    assert [change.target for change in event.changes] == ["b"] and grower.history.events == [event]
+    assert "a is frozen from now on" in event.notes[-1] and "view(-1, 8)" in event.notes[-1]
+    again = grower.grow(loader=[(x, y)] * 6, loss_fn=loss)
+    assert again is not None and not any("frozen from now on" in note for note in again.notes)
+    loss(model(x), y).backward()
+    optimizer.step()
+
+
+def test_the_natural_trigger_leaves_a_resisting_group_out_too():
+    torch.manual_seed(0)
+    model, x, y = Written(), torch.randn(16, 3), torch.randint(2, (16,))
+    trigger = auxin.natural(tau=0.0, deepen=False, data=(x, y), times=1)
+    grower = auxin.Grower(model, None, x[:2], trigger=trigger)
+    event = grower.step(0, None, nn.functional.cross_entropy)
+    assert [change.target for change in event.changes] == ["b"] and len(grower.decisions) == 1
+
+
+def test_parts_that_are_not_trained_do_not_grow():
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)
+    )
+    model[:4].requires_grad_(False)
+    graph = auxin.trace(model, torch.randn(2, 4))
+    assert [group.name for group in graph.growable()] == ["2", "4"]
+    assert "not trained" in graph["0"].frozen
+    assert len(auxin.trace(model.requires_grad_(False), torch.randn(2, 4)).growable()) == 3
+
+
+@pytest.mark.parametrize("method", ["gradmax", "firefly", "splitting"])
+def test_a_model_that_keeps_an_activation_or_runs_a_part_without_gradients_grows(method):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 7), nn.Linear(7, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            with torch.no_grad():
+                h = self.a(x).relu()
+            self.last = self.b(h).relu()
+            return self.c(self.last)
+
+    torch.manual_seed(0)
+    model, x, y = Net(), torch.randn(16, 5), torch.randn(16, 2)
+    nn.functional.mse_loss(model(x), y).backward()
+    grower = auxin.Grower(model, None, x[:2], method=method, budget=auxin.count(2))
+    event = grower.grow(loader=[(x, y)] * 6, loss_fn=nn.functional.mse_loss)
+    assert [(change.before, change.after) for change in event.changes] == [(7, 9), (6, 8)]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("method", ["gradmax", "firefly", "splitting"])
+def test_recomputed_activations_are_refused_in_one_sentence(method, reentrant):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 7), nn.Linear(7, 2)
+
+        def forward(self, x):
+            return self.b(checkpoint(lambda z: self.a(z).relu(), x, use_reentrant=reentrant))
+
+    model, x, y = Net(), torch.randn(16, 5), torch.randn(16, 2)
+    grower = auxin.Grower(model, None, x[:2], method=method, budget=auxin.count(2))
+    try:
+        event = grower.grow(loader=[(x, y)] * 6, loss_fn=nn.functional.mse_loss)
+    except ConfigError as error:
+        assert "gradient_checkpointing_disable" in str(error)
+    else:
+        assert event is not None
+
+
+def test_an_own_loop_resumes_with_the_optimizer_across_new_layers():
+    def build():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        return model, torch.optim.AdamW(model.parameters(), 1e-2)
+
+    def descend(model, optimizer, steps):
+        losses = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            losses.append(nn.functional.mse_loss(model(x), y))
+            losses[-1].backward()
+            optimizer.step()
+        return [float(loss) for loss in losses]
+
+    x, y = torch.randn(32, 8), torch.randn(32, 8)
+    model, optimizer = build()
+    grower = auxin.Grower(model, optimizer, x[:2], budget=auxin.ratio(0.3))
+    descend(model, optimizer, 2)
+    grower.apply(auxin.GrowthPlan("test", (Deepen("1"), Deepen("3"), Deepen("1"))))
+    grower.grow()
+    grower.apply(auxin.GrowthPlan("test", (Deepen("1"),)))
+    descend(model, optimizer, 2)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), grower.state_dict()))
+    whole = descend(model, optimizer, 3)
+    model, optimizer = build()
+    history = auxin.History.from_json(saved[2]["history"])
+    history.replay(model, optimizer)
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    assert descend(model, optimizer, 3) == whole
+    with pytest.raises(CheckpointError, match="grown already"):
+        history.replay(model)
+
+
+def test_a_new_layer_takes_the_type_of_the_layers_around_it():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.map, self.act = nn.Embedding(5, 4).bfloat16(), nn.Linear(4, 6), nn.ReLU()
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, tokens):
+            return self.head(self.act(self.map(self.table(tokens).float())))
+
+    model = Net()
+    event = auxin.deepen(model, "act", graph=auxin.trace(model, torch.tensor([[1, 2]])))
+    assert event.max_change < 1e-6 and model.act.grown[0].map.weight.dtype == torch.float32

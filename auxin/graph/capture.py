@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -28,17 +32,37 @@ def clone_tensors(tree: Any, device: torch.device | None = None) -> Any:
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """Return the tensors of a nested output; other objects, such as a language model's cache, are left out."""
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    """Return the tensors of a nested output, those of data classes and distributions included.
+
+    Other objects, such as a language model's cache, are left out.
+    """
+    found: list[Tensor] = []
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors_of([getattr(leaf, field.name) for field in fields(leaf)])
+        elif isinstance(leaf, torch.distributions.Distribution):
+            found += tensors_of(list(vars(leaf).values()))
+    return found
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the user's module behind ``torch.compile`` and single-process wrappers that keep it in ``module``."""
+    """Return the user's module behind ``torch.compile``, data parallelism and lightning-fabric."""
     while True:
-        inner = getattr(model, "_orig_mod", None)
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "_original_module", None)
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model, also of one that keeps an activation as an attribute."""
+    kept = [tensor for module in model.modules() for tensor in pytree.tree_leaves(list(vars(module).values()))]
+    detached = {id(tensor): tensor.detach() for tensor in kept if isinstance(tensor, Tensor) and not tensor.is_leaf}
+    return copy.deepcopy(model, detached)
 
 
 @contextmanager
@@ -58,7 +82,22 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule, dict[str, str], dict[str, Any]]:
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Keep ``torch.export`` from logging a traceback and printing its graph before the error that it raises."""
+    loggers = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch.fx.experimental")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule, dict[str, str], set[str]]:
     """Export a module in eval mode.
 
     Args:
@@ -67,17 +106,37 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
 
     Returns:
         The graph module, the parameter or buffer name behind each such placeholder (tied ones share the first name),
-        and the lifted constants by placeholder name.
+        and the paths of modules that return one bare tensor.
 
     Raises:
-        TraceError: If ``torch.export`` cannot capture the forward.
+        TraceError: If ``torch.export`` cannot capture the forward, or it returns no tensor.
     """
     args, kwargs = clone_tensors(normalise_inputs(example_inputs))
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    only_tensors = model.register_forward_hook(lambda module, args, output: tensors_of(output))
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+    bare: set[str] = set()
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            bare.update(paths.get(id(module), ()))
+
+    def only_tensors(module: nn.Module, args: Any, output: Any) -> list[Tensor]:
+        tensors = tensors_of(output)
+        if not tensors:
+            raise TraceError(
+                f"The forward of {type(model).__name__} returns no tensor that can be followed but a "
+                f"{type(output).__name__}: return tensors, or a tuple, dict or dataclass of them."
+            )
+        return tensors
+
+    hooks = [nn.modules.module.register_module_forward_hook(note), model.register_forward_hook(only_tensors)]
     try:
-        with evaluation(model):
+        with evaluation(model), quiet_export():
             program = torch.export.export(model, args, kwargs or None, strict=False)
+    except TraceError:
+        raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise TraceError(
@@ -85,7 +144,8 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
             "Check that the example inputs fit the forward and that it has no data-dependent Python control flow."
         ) from error
     finally:
-        only_tensors.remove()
+        for hook in hooks:
+            hook.remove()
         for name, buffer in model.named_buffers():
             if name in buffers and not torch.equal(buffer, buffers[name]):
                 buffer.data.copy_(buffers[name])
@@ -102,7 +162,7 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
         for placeholder, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
         if name in by_name
     }
-    return program.graph_module, bound, dict(program.constants)
+    return program.graph_module, bound, bare
 
 
 def source_code(node: torch.fx.Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -32,6 +32,7 @@ class Graph:
         attributes: Iterable[Attribute],
         costs: Iterable[tuple[Axis, ...]],
         sites: Sequence[tuple[DepthSite, Axis]],
+        untrained: Set[str] = frozenset(),
     ) -> None:
         self.example_inputs = example_inputs
         self.axes = dict(axes)
@@ -44,11 +45,11 @@ class Graph:
             self._tags.setdefault((tag.parameter, tag.dim), []).append(tag)
         self._atoms: dict[str, Atom] = {}
         self._slots: dict[str, tuple[Slot, ...]] = {}
-        self._collect()
+        self._collect(untrained)
 
     # Groups
 
-    def _collect(self) -> None:
+    def _collect(self, untrained: Set[str]) -> None:
         places: dict[Atom, list[tuple[str, int]]] = {}
         for name, axes in self.axes.items():
             for dim, axis in enumerate(axes):
@@ -64,6 +65,9 @@ class Graph:
             for slot in slots[leaf]:
                 if slot.parameter not in self.parameters and slot.role not in ("mean", "variance"):
                     leaf.frozen = leaf.frozen or f"nothing says how to extend the buffer {slot.parameter}"
+            readers = {slot.parameter for slot in slots[leaf] if slot.role == "consumer"}
+            if readers and readers <= untrained:
+                leaf.frozen = leaf.frozen or f"what reads it is not trained ({min(readers)}.requires_grad is False)"
         names: dict[Atom, str] = {}
         # Groups that can grow get the plain names.
         for leaf in sorted(slots, key=lambda leaf: (leaf.frozen is not None, leaf.inexact is not None)):

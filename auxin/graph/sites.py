@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ LINEAR = {"conv1d", "conv2d", "conv3d", "convolution", "linear", "conv_transpose
 ARGUMENTS = {"leaky_relu": ("negative_slope",), "elu": ("alpha",), "hardtanh": ("min_val", "max_val")}
 
 
-def find_sites(trace: Trace, graph: torch.fx.Graph) -> tuple[tuple[DepthSite, Axis], ...]:
+def find_sites(trace: Trace, graph: torch.fx.Graph, bare: Set[str]) -> tuple[tuple[DepthSite, Axis], ...]:
     """Return one site per activation whose edge is the output of a module that is called once.
 
     The edge after the activation is taken where the activation ends a module; where it is a functional call inside a
@@ -30,11 +31,12 @@ def find_sites(trace: Trace, graph: torch.fx.Graph) -> tuple[tuple[DepthSite, Ax
     Args:
         trace: What propagation learnt.
         graph: The captured graph.
+        bare: Paths of modules that return one tensor, in no tuple or dict.
 
     Returns:
         The sites, each with its channel axis, in the order of the forward.
     """
-    modules = _module_outputs(graph)
+    modules = _module_outputs(graph, bare)
     calls = _calls(graph)
     twice = {path for path, keys in calls.items() if len(keys) > 1}
     endings = {path: {nodes[-1] for nodes in keys.values()} for path, keys in calls.items()}
@@ -131,11 +133,11 @@ def _usable(trace: Trace, path: str | None) -> str | None:
     return None if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) else path
 
 
-def _module_outputs(graph: torch.fx.Graph) -> dict[torch.fx.Node, str]:
-    """Return the innermost module that each node is the only output of."""
+def _module_outputs(graph: torch.fx.Graph, bare: Set[str]) -> dict[torch.fx.Node, str]:
+    """Return the innermost module that each node is the only output of, and that returns nothing around it."""
     outputs: dict[torch.fx.Node, str] = {}
     for path, calls in _calls(graph).items():
-        if not path or len(calls) > 1:
+        if not path or path not in bare or len(calls) > 1:
             continue
         nodes = next(iter(calls.values()))
         inside = set(nodes)

@@ -48,11 +48,12 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """
     model = unwrap(model)
     example_inputs = clone_tensors(example_inputs)
-    module, bound, _ = capture(model, example_inputs)
+    module, bound, bare = capture(model, example_inputs)
     _drop_dead(module.graph)
     found = Trace(model)
     Propagator(found, bound).run(module.graph, module)
-    axes = {name: value.axes for name, value in found.parameters.items()}
+    used = {bound.get(str(node.target)) for node in module.graph.nodes if node.op == "placeholder" and node.users}
+    axes = {name: value.axes for name, value in found.parameters.items() if name in used}
     trainable = frozenset(name for name, _ in model.named_parameters())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name not in axes:
@@ -62,8 +63,11 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     _link_literals(model, found)
     ordered = {name: axes[name] for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     attributes = [a for a in found.attributes if not is_frozen(a.axis)]
-    sites = find_sites(found, module.graph)
-    return Graph(example_inputs, ordered, trainable, found.roles, attributes, found.costs, sites)
+    sites = find_sites(found, module.graph, bare)
+    untrained = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if untrained == trainable:  # a model that is only looked at
+        untrained = set()
+    return Graph(example_inputs, ordered, trainable, found.roles, attributes, found.costs, sites, untrained)
 
 
 def _drop_dead(graph: torch.fx.Graph) -> None:
@@ -132,11 +136,13 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
             _unify_or_freeze(linked[key][0], literal.axis, why)
 
     rest: list[tuple[Literal, list[str]]] = []
+    fixed: list[Literal] = []
     for literal in found.literals:
         module = modules.get(literal.module)
-        if module is None or is_frozen(literal.axis) or isinstance(module, nn.MultiheadAttention):
+        if module is None or isinstance(module, nn.MultiheadAttention) or _is_gpt_conv(module):
             continue
-        if _is_gpt_conv(module):
+        if is_frozen(literal.axis):
+            fixed += [literal] if literal.given else []
             continue
         names = _size_attributes(module, literal.axis.size)
         if literal.kind == "copies":  # a number of copies is no dimension, though it may equal one
@@ -154,6 +160,14 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
         if len(names) == 1 or len(ambiguous[literal.module, tuple(names)]) == 1:
             for name in names:
                 link(literal, name, named=False)
+    free = {(literal.where, literal.axis.size) for literal in found.literals if not is_frozen(literal.axis)}
+    for literal in fixed:
+        if (literal.where, literal.axis.size) in free or _is_written_out(literal.axis.size, literal.text):
+            continue
+        for name in _attributes_in(modules[literal.module], literal.axis.size, literal.text):
+            if (literal.module, name) in linked:
+                why = f"the attribute {literal.module}.{name} also gives a size that cannot grow, at {literal.where}"
+                freeze(linked[literal.module, name][0], why)
     held = [resolve(a.axis) for a in found.attributes]
     for literal in found.literals:
         axis = resolve(literal.axis)
@@ -162,7 +176,9 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
         if literal.kind == "copies":
             freeze(axis, f"{literal.where} makes a fixed number of copies")
         elif literal.given and (literal.kind == "factor" or _is_written_out(axis.size, literal.text)):
-            freeze(axis, f"{literal.where} passes its size, {axis.size}, as a number that no attribute holds")
+            freeze(
+                axis, f"{literal.where} passes its size, {axis.size}, as a number that no attribute of its module holds"
+            )
 
 
 def _is_written_out(number: int, text: str) -> bool:

@@ -15,7 +15,8 @@ from auxin.graph import Graph
 from auxin.methods.random import Random
 from auxin.ranking import untreatable, why_not_twice
 from auxin.shadow import Shadow
-from auxin.statistics.batches import Batch, measuring, take_batches
+from auxin.statistics.activations import Piecewise
+from auxin.statistics.batches import Batch, gradients, measuring, take_batches
 from auxin.statistics.parts import MICRO_BATCH, Part, in_parts
 from auxin.statistics.units import Units, columns_orthonormal, normalised
 from auxin.types import Budget, GrowthPlan, LossFn, Widen
@@ -176,9 +177,10 @@ class _Climb:
             for key, tensor in new.entries().items():
                 name = key.rpartition(":")[0]
                 parameters[name] = parameters[name] + tensor
-        objective = part.objective(self.shadow.output(parameters, part.inputs))
+        with Piecewise():
+            objective = part.objective(self.shadow.output(parameters, part.inputs))
         leaves = [leaf for new in self.groups for leaf in new.outgoing.values()]
-        return torch.autograd.grad(objective, leaves, create_graph=twice, materialize_grads=True)
+        return gradients(objective, leaves, create_graph=twice)
 
     def gradients(self) -> list[Tensor]:
         """Return G, for each parameter that holds fan-out."""
@@ -191,7 +193,7 @@ class _Climb:
         for part in self.parts:
             flat = self._gradients(part, twice=True)
             objective = torch.stack([(g * fixed).sum() for g, fixed in zip(flat, total, strict=True)]).sum()
-            found.append(torch.autograd.grad(objective, vectors, materialize_grads=True))
+            found.append(gradients(objective, vectors))
         for vector in vectors:
             vector.requires_grad_(False)
         return _summed(found)

@@ -14,7 +14,7 @@ from auxin.graph import Graph
 from auxin.methods.symmetry import outgoing_offsets
 from auxin.ranking import choose, decide, random_values, why_not_twice, widening
 from auxin.shadow import Shadow
-from auxin.statistics.batches import Batch, measuring, take_batches
+from auxin.statistics.batches import Batch, gradients, measuring, take_batches
 from auxin.statistics.parts import MICRO_BATCH
 from auxin.statistics.splitting import SplittingMatrices, smallest
 from auxin.statistics.units import Units
@@ -175,7 +175,7 @@ class _Splits:
         for part in self.matrices.parts:
             leaves = {name: step.clone().requires_grad_() for name, step in steps.items()}
             objective = part.objective(self.shadow.output(self.moved(leaves), part.inputs))
-            for name, slope in zip(leaves, torch.autograd.grad(objective, list(leaves.values())), strict=True):
+            for name, slope in zip(leaves, gradients(objective, list(leaves.values())), strict=True):
                 total[name] += slope / self.matrices.num_batches
         return total
 

@@ -46,7 +46,7 @@ class Similarity:
             on the width; false is SGD on the weights as they are.
         neurons: "new" moves only the neurons an event added, "new_and_parents" those they were copied from too,
             "all" every neuron. Outside an event only "all" makes sense.
-        layers: Names or regular expressions of the modules to treat; null treats all.
+        layers: Names or regular expressions of the modules to treat; None treats all.
         depthwise: Whether to treat depthwise convolutions.
         classifier: Whether to treat the layers whose neurons are the model's outputs.
         reestimate_norms: Batches on which batch norms are re-estimated afterwards; 0 leaves them.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
+from torch.overrides import TorchFunctionMode
 
 SHARPNESS = 3.0
 
@@ -159,3 +160,16 @@ SMOOTHED: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.prelu: prelu, torch.prelu: prelu, F.hardsigmoid: hardsigmoid, F.hardswish: hardswish, F.batch_norm: batch_norm,
 }  # fmt: skip
 """What is computed in place of a function while second derivatives are taken."""
+
+PIECEWISE: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.hardsigmoid: lambda z, *args, **kwargs: F.relu6(z + 3) / 6,
+    F.hardswish: lambda z, *args, **kwargs: z * F.relu6(z + 3) / 6,
+}
+"""Functions whose gradient PyTorch cannot differentiate again, made of one that it can."""
+
+
+class Piecewise(TorchFunctionMode):
+    """Computes the functions of ``PIECEWISE`` so that they can be differentiated twice; nothing is smoothed."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return PIECEWISE.get(func, func)(*args, **(kwargs or {}))

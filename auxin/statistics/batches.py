@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointError
 
 from auxin.errors import ConfigError
 from auxin.graph.capture import evaluation
@@ -94,13 +95,39 @@ def precision(model: nn.Module) -> torch.dtype:
     return torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else torch.float32
 
 
+def gradients(objective: Tensor, of: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """Return the gradients of a scalar; zeros where it does not depend on them (a part that runs without gradients)."""
+    if not objective.requires_grad:
+        return tuple(torch.zeros_like(tensor) for tensor in of)
+    return torch.autograd.grad(objective, of, create_graph=create_graph, materialize_grads=True)
+
+
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
-    """Eval mode, full precision, and kernels that can be differentiated twice; all as before at the end."""
+    """Eval mode, full precision, and kernels that can be differentiated twice; all as before at the end.
+
+    Raises:
+        ConfigError: If the model recomputes activations in the backward pass.
+    """
     device = next(model.parameters()).device.type
     with ExitStack() as stack:
+        stack.enter_context(_no_checkpointing())
         stack.enter_context(evaluation(model))
         stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.enable_grad())
         yield
+
+
+@contextmanager
+def _no_checkpointing() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # By the time of the backward pass the parameters are no longer those the forward was tried with.
+        if not isinstance(error, CheckpointError) and "heckpointing is not compatible" not in str(error):
+            raise
+        raise ConfigError(
+            "The model recomputes activations (torch.utils.checkpoint), which methods that look at gradients cannot "
+            "follow: switch that off around grower.step, for example with model.gradient_checkpointing_disable()."
+        ) from error

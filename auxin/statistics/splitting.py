@@ -66,7 +66,7 @@ class Curvature:
         self.calls = cut.calls
         inputs = [call.x for call in self.calls if call.x.requires_grad]
         self.slopes: list[Tensor | None] = [None] * len(self.calls)
-        if inputs:
+        if inputs and objective.requires_grad:
             fixed = torch.autograd.grad(objective, inputs, retain_graph=True, materialize_grads=True)
             cut.switch.closed = True
             slopes = torch.autograd.grad(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,12 +36,13 @@ def apply(
     allow_inexact: bool = False,
     carry_state: bool = True,
     generator: torch.Generator | None = None,
+    keep: bool = True,
 ) -> Event:
     """Carry out a plan in place, or leave everything as it was.
 
-    Before and after, the graph's example inputs run through the model in eval mode. On any error (a hard-coded view, a
-    wrong shape, an output that changed although the plan promised it would not) model, optimizer and graph are restored
-    bit for bit.
+    Before and after, the graph's example inputs run through the model in eval mode, and once more in training mode,
+    where it runs in that without growth. On any error (a hard-coded view, a wrong shape, an output that changed
+    although the plan promised it would not) model, optimizer and graph are restored bit for bit.
 
     Args:
         plan: What to do.
@@ -52,6 +54,7 @@ def apply(
         allow_inexact: Whether to grow groups whose growth changes the function.
         carry_state: Whether the optimizer keeps its state; False starts all of it anew.
         generator: Source of randomness, if the plan asks for noise.
+        keep: False takes everything back after the checks, to see whether the plan would work.
 
     Returns:
         What changed.
@@ -63,7 +66,7 @@ def apply(
     """
     started = time.perf_counter()
     model = unwrap(model)
-    optimizers = _as_list(optimizer)
+    optimizers = as_list(optimizer)
     copies = [unwrap(getattr(copy, "module", copy)) for copy in ema]
     generator = generator or torch.Generator().manual_seed(0)
     if not plan.operations:
@@ -72,24 +75,31 @@ def apply(
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     inputs = clone_tensors(normalise_inputs(graph.example_inputs), _device(model))
     before = _outputs(model, inputs)
+    trains = _training_error(model, inputs) is None
     parameters, flops = graph.num_parameters(), graph.flops()
     change = Transaction()
     configured = config_sizes(model)
     calibration = list(batches) if batches is not None else None
     current = ""
     try:
+        if not carry_state:
+            for one in optimizers:
+                change.clear(one.state)
         work = _Work(model, graph, optimizers, copies, calibration, generator, change, allow_inexact)
         for op in plan.operations:
             current = op.group if isinstance(op, Widen) else op.site
             work.carry_out(op)
-        if not carry_state:
-            for one in optimizers:
-                change.clear(one.state)
         work.structure_attributes.update(update_configs(model, configured, change))
         after = _outputs(model, inputs)
         moved = _difference(before, after)
         if exact:
             _require_equal(before, moved)
+        if trains and (failed := _training_error(model, inputs)) is not None:
+            reason = str(failed).strip().split("\n")[0] or type(failed).__name__
+            raise GrowthError(
+                f"the forward in training mode fails at {resisting_line(failed)}: {reason}; what it uses there is not "
+                "part of the traced forward, in eval mode"
+            ) from failed
         work.retrace()
     except BaseException as error:
         change.rollback()
@@ -99,7 +109,7 @@ def apply(
         explained = _explain(error, plan, current)
         raise explained from error
     _restore_buffers(model, buffers)
-    return Event(
+    event = Event(
         method=plan.method,
         changes=tuple(work.changes),
         parameters_before=parameters,
@@ -113,6 +123,9 @@ def apply(
         ),
         notes=plan.notes,
     )
+    if not keep:
+        change.rollback()
+    return event
 
 
 class _Work:
@@ -167,7 +180,8 @@ def _device(model: nn.Module) -> torch.device | None:
     return next((p.device for p in model.parameters()), None)
 
 
-def _as_list(optimizer: Any) -> list[Optimizer]:
+def as_list(optimizer: Any) -> list[Optimizer]:
+    """Return the optimizers among None, one optimizer or several, without the wrappers of training frameworks."""
     if optimizer is None:
         return []
     items = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
@@ -178,9 +192,28 @@ def _as_list(optimizer: Any) -> list[Optimizer]:
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
     args, kwargs = clone_tensors(inputs)
-    with evaluation(model):
+    # A compiled forward does not know what has been inserted since.
+    with evaluation(model), torch.compiler.set_stance("force_eager"):
         output = model(*args, **kwargs)
     return tensors_of(output)
+
+
+@torch.no_grad()
+def _training_error(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Exception | None:
+    """Return the error of a forward in training mode, which may use layers that the one in eval mode does not."""
+    args, kwargs = clone_tensors(inputs)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with evaluation(model), torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # for example of checkpointed activations without gradients
+            for module in model.modules():
+                module.training = True
+            model(*args, **kwargs)
+    except Exception as error:
+        return error
+    finally:
+        _restore_buffers(model, buffers)
+    return None
 
 
 def _difference(before: list[Tensor], after: list[Tensor]) -> float:
@@ -231,5 +264,6 @@ def _explain(error: Exception, plan: GrowthPlan, current: str) -> GrowthError | 
     where = f" at {line}" if line else ""
     return GrowthError(
         f"Growing {what} failed{where} ({reason}); model, optimizer and graph are as they were. "
-        "Derive the size from the tensor (x.shape, -1) or keep it in an attribute such as self.num_heads."
+        "Derive the size from the tensor (x.shape, -1) or keep it in an attribute such as self.num_heads.",
+        f"its growth fails{where} ({reason})",
     )

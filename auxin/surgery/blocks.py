@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,6 +101,17 @@ class IdentityBlock(nn.Module):
         return self.activation(self.norm(self.map(x)))
 
 
+def nearest_parameter(model: nn.Module, path: str) -> Tensor:
+    """Return a floating parameter of the module at a path, or else the last one before it, whose type a block takes."""
+    modules = [name for name, _ in model.named_modules()]
+    place = modules.index(path)
+    found = [(n.rpartition(".")[0], p) for n, p in model.named_parameters() if p.is_floating_point()]
+    own = [p for name, p in found if name == path or name.startswith(f"{path}.")]
+    before = [p for name, p in found if modules.index(name) < place]
+    fitting = own or before or [p for _, p in found]
+    return fitting[-1] if fitting else torch.zeros(())
+
+
 def build_block(like: Tensor, **options: Any) -> IdentityBlock:
     """Return a block of another tensor's device and type; torch's own random state is not touched."""
     with torch.random.fork_rng(devices=[]):
@@ -119,6 +131,7 @@ def attach(host: nn.Module, block: IdentityBlock) -> None:
     sequence = host._modules[GROWN]
     assert isinstance(sequence, nn.Sequential)
     sequence.append(block)
+    _forget_compiled()
 
 
 def detach_last(host: nn.Module) -> None:
@@ -131,3 +144,10 @@ def detach_last(host: nn.Module) -> None:
         for key, hook in list(host._forward_hooks.items()):
             if hook is run_grown:
                 del host._forward_hooks[key]
+    _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    """Let ``torch.compile`` start anew: it does not notice that a module has got a hook."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

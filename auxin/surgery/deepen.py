@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs
-from auxin.surgery.blocks import GROWN, attach, build_block, detach_last
+from auxin.surgery.blocks import GROWN, attach, build_block, detach_last, nearest_parameter
 from auxin.surgery.optimizer import add_parameters
 from auxin.surgery.transaction import Transaction
 from auxin.types import Deepen, DepthSite
@@ -33,6 +33,8 @@ def check_deepen(graph: Graph, model: nn.Module, op: Deepen) -> None:
     site = graph.site(op.site)
     if site.kind != "linear" and (op.kernel_size < 1 or op.kernel_size % 2 == 0):
         raise ConfigError(f"An identity convolution needs an odd kernel size, not {op.kernel_size}.")
+    if op.noise < 0:
+        raise ConfigError(f"The noise of a new layer is a standard deviation of 0 or more, not {op.noise}.")
     host = model.get_submodule(site.name)
     taken = getattr(host, GROWN, None)
     if taken is not None and not (isinstance(taken, nn.Sequential) and GROWN in host._modules):
@@ -145,8 +147,7 @@ def deepen_model(
     existing = dict(model.named_parameters())
     inputs = list(batches) if batches is not None else [graph.example_inputs]
     for target in (model, *copies):
-        like = next((p for p in target.parameters() if p.is_floating_point()), torch.zeros(()))
-        block = build_block(like, **block_options(site, op))
+        block = build_block(nearest_parameter(target, site.name), **block_options(site, op))
         if site.norm:
             block.calibrate(*channel_statistics(target, [site], inputs)[site.name])
         place = target.get_submodule(site.name)
@@ -159,6 +160,5 @@ def deepen_model(
         if target is not model:
             block.requires_grad_(False)
     new = {name: p for name, p in model.named_parameters() if name not in existing}
-    for optimizer in optimizers:
-        add_parameters(optimizer, model, new, site.name, change)
+    add_parameters(optimizers, model, new, site.name, change)
     return block_options(site, op)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from auxin.errors import CheckpointError
 from auxin.graph.capture import unwrap
-from auxin.surgery.blocks import attach, build_block
-from auxin.surgery.transaction import set_attribute
+from auxin.surgery.apply import as_list
+from auxin.surgery.blocks import GROWN, attach, build_block, nearest_parameter
+from auxin.surgery.optimizer import add_parameters
+from auxin.surgery.transaction import Transaction, set_attribute
 from auxin.types import Event
 
 
@@ -64,21 +67,41 @@ class History:
                 f"The growth history cannot be read ({error!r}); is it from another version?"
             ) from error
 
-    def replay(self, model: nn.Module) -> None:
+    def replay(self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> None:
         """Give a freshly built base model the shapes, attributes and blocks of every event.
 
-        Weights are zeros where a shape changed: load a state dict next.
+        Weights are zeros where a shape changed: load a state dict next, and that of the optimizer as well. PyTorch
+        tells an optimizer's parameters by their order, so build it on the base model and give it here: new layers then
+        come in the order in which growth added them.
 
         Args:
             model: The base model as its constructor makes it, at the size it had before the first event.
+            optimizer: Its optimizer or optimizers, made before the replay; the parameters of new layers join them.
 
         Raises:
-            CheckpointError: If the model has no such modules, parameters or attributes.
+            CheckpointError: If the model has no such modules, parameters or attributes, or has grown already.
+
+        Example:
+            >>> import torch, auxin
+            >>> def build():
+            ...     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4))
+            ...     return model, torch.optim.Adam(model.parameters())
+            >>> model, optimizer = build()
+            >>> grower = auxin.Grower(model, optimizer, torch.randn(2, 4), trigger=auxin.planned([
+            ...     {"after": 1, "widen": {"0": 6}, "deepen": {"1": 1}}]))
+            >>> event = grower.step(0)
+            >>> saved = model.state_dict(), optimizer.state_dict(), grower.state_dict()
+            >>> model, optimizer = build()
+            >>> auxin.History.from_json(saved[2]["history"]).replay(model, optimizer)
+            >>> model.load_state_dict(saved[0]), optimizer.load_state_dict(saved[1])
+            (<All keys matched successfully>, None)
         """
         model = unwrap(model)
+        if any(name.endswith(GROWN) for name, _ in model.named_modules()):
+            raise CheckpointError("The model has grown already: replay the history on a freshly built base model.")
         for number, event in enumerate(self.events, 1):
             try:
-                _replay(model, event)
+                _replay(model, event, as_list(optimizer))
             except AttributeError as error:
                 raise CheckpointError(
                     f"Event {number} of the history does not fit this model ({error}); build the base model with the "
@@ -86,14 +109,14 @@ class History:
                 ) from error
 
 
-def _replay(model: nn.Module, event: Event) -> None:
+def _replay(model: nn.Module, event: Event, optimizers: Sequence[Optimizer]) -> None:
     structure = event.structure
-    like = next(iter(model.parameters()), torch.zeros(()))
-    for path, blocks in structure.blocks.items():
-        host = model.get_submodule(path)
-        for options in blocks:
-            block = build_block(like, **options)
-            attach(host, block.train(host.training))
+    blocks = {path: iter(options) for path, options in structure.blocks.items()}
+    for path in (change.target for change in event.changes if change.kind == "deepen"):
+        host, known = model.get_submodule(path), dict(model.named_parameters())
+        attach(host, build_block(nearest_parameter(model, path), **next(blocks[path])).train(host.training))
+        new = {name: p for name, p in model.named_parameters() if name not in known}
+        add_parameters(optimizers, model, new, path, Transaction())
     with torch.no_grad():
         for name, shape in structure.shapes.items():
             path, _, leaf = name.rpartition(".")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
+from torch.utils import _pytree as pytree
 
+from auxin.errors import ConfigError
 from auxin.surgery.transaction import Transaction
+
+AVERAGES = ("ax", "z", "lookahead_slow_buff")
+"""States that start as a copy of the parameter and average it: of ASGD, schedule-free optimizers, timm's Lookahead."""
 
 
 def regather(tensor: Tensor, indices: Mapping[int, Tensor], fill: float | Tensor = 0.0) -> Tensor:
@@ -36,42 +44,105 @@ def regather(tensor: Tensor, indices: Mapping[int, Tensor], fill: float | Tensor
 
 
 def resize_state(
-    optimizer: Optimizer, parameter: Tensor, shape: Sequence[int], indices: Mapping[int, Tensor], change: Transaction
-) -> None:
+    optimizer: Optimizer, parameter: Tensor, shape: Sequence[int], indices: Mapping[int, Tensor],
+    average: Callable[[Tensor], tuple[Tensor, Any]], change: Transaction,
+) -> None:  # fmt: skip
     """Carry the state of one parameter to its new shape.
 
-    Every state tensor of the parameter's shape, and every factored one (a dimension of size one where the parameter's
-    is larger), keeps its old entries bit for bit; new entries start as the optimizer itself would start them.
+    A state tensor is understood if its entries run along some of the parameter's dimensions, the others being of size
+    one or left out, or along all of them end to end. Then its old entries stay bit for bit and new ones start as the
+    optimizer itself would start them; an average of the parameter is resized as the parameter was. Of the others, those
+    that have no old size of a resized dimension, alone or multiplied with its neighbours', are left as they are.
 
     Args:
         optimizer: Any optimizer with per-parameter state.
         parameter: The parameter, already at its new shape.
         shape: Its old shape.
         indices: For each resized dimension, the old index of each new one, or -1.
+        average: Resizes a tensor of the old shape as the parameter was.
         change: Where to record the changes.
+
+    Raises:
+        ConfigError: If a state depends on the old sizes in another way, or in one of several ways.
     """
     state = optimizer.state.get(parameter)
-    if not state:
+    if not state or isinstance(optimizer, LBFGS):
         return
     group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), optimizer.defaults)
+
+    def carry(key: str, value: Tensor) -> Tensor:
+        if key in AVERAGES and list(value.shape) == list(shape):
+            return average(value)[0]
+        new = _carried(key, value, shape, indices, _start(key, group))
+        if new is None:
+            raise ConfigError(
+                f"{type(optimizer).__name__} keeps a state {key!r} of shape {tuple(value.shape)}, which depends on a "
+                f"parameter's old shape {tuple(shape)} in a way that cannot be carried to its new one: pass "
+                "carry_state=False to Grower, which starts the optimizer's state anew."
+            )
+        return new
+
     for key, value in list(state.items()):
-        if not isinstance(value, Tensor) or value.ndim != len(shape) or value.ndim == 0:
-            continue
-        if any(mine not in (1, full) for mine, full in zip(value.shape, shape, strict=True)):
-            continue
-        matching = {d: index for d, index in indices.items() if value.shape[d] == shape[d]}
-        if matching:
-            change.set_item(state, key, regather(value, matching, _start(key, group, parameter, value)))
+        change.set_item(state, key, pytree.tree_map_only(Tensor, partial(carry, key), value))
 
 
-def _start(key: str, group: Mapping[str, Any], parameter: Tensor, value: Tensor) -> float | Tensor:
+def _carried(
+    key: str, value: Tensor, shape: Sequence[int], indices: Mapping[int, Tensor], fill: float
+) -> Tensor | None:
+    """Return a state at the new sizes, or None if it depends on the old ones in no known or no single way."""
+    readings = _readings(key, list(value.shape), list(shape))
+    if not readings:
+        return None if _depends(value.shape, shape, indices) else value
+    first, *others = [_along(value, dims, shape, indices, fill) for dims in readings]
+    return first if all(torch.equal(first, other) for other in others) else None
+
+
+def _depends(size: Sequence[int], shape: Sequence[int], resized: Iterable[int]) -> bool:
+    """Return whether a size of a state is a resized dimension's old one, alone or multiplied with its neighbours'."""
+    products = {math.prod(shape[i : j + 1]) for d in resized for i in range(d + 1) for j in range(d, len(shape))}
+    return any(n in products and n > 1 for n in size)
+
+
+def _readings(key: str, size: list[int], shape: list[int]) -> list[tuple[int, ...]]:
+    """Return which of the parameter's dimensions a state of this size may run along: each choice that fits.
+
+    A factor of rows (its name says "row") lacks the last dimension, one of columns ("col") the second last.
+    """
+    every = tuple(range(len(shape)))
+    choices = [dims for count in range(len(shape) + 1) for dims in combinations(every, count)]
+    fitting = [
+        dims for dims in choices
+        if size in ([shape[d] for d in dims], [n if d in dims else 1 for d, n in enumerate(shape)])
+        or (dims == every and size == [math.prod(shape)])
+    ]  # fmt: skip
+    for word, lacking in (("row", len(shape) - 1), ("col", len(shape) - 2)):
+        factor = tuple(d for d in every if d != lacking)
+        if word in key.split("_") and factor in fitting:
+            return [factor]
+    if size == shape:
+        return [every]
+    return [] if size == [1] else fitting  # a single number is the whole parameter's
+
+
+def _along(
+    value: Tensor, dims: Sequence[int], shape: Sequence[int], indices: Mapping[int, Tensor], fill: float
+) -> Tensor:
+    """Return a state that runs along some of the parameter's dimensions, resized."""
+    resized = {d: indices[d] for d in dims if d in indices}
+    if not resized:
+        return value
+    new = regather(value.reshape([n if d in dims else 1 for d, n in enumerate(shape)]), resized, fill)
+    if value.ndim == len(shape):
+        return new
+    return new.reshape([-1] if value.ndim == 1 else [new.shape[d] for d in dims])
+
+
+def _start(key: str, group: Mapping[str, Any]) -> float:
     """Return what the optimizer starts a new entry of this state with."""
     if key == "step_size":  # Rprop: the first step of every entry
         return float(group.get("lr", 0.0))
     if key == "sum":  # Adagrad
         return float(group.get("initial_accumulator_value", 0.0))
-    if key == "ax" and value.ndim == parameter.ndim:  # ASGD: the running average of the parameter itself
-        return parameter.detach()
     return 0.0
 
 
@@ -91,57 +162,75 @@ def resize_flat_state(
         return
     parameters: list[Tensor] = optimizer._params
     shapes = [tuple(old_shapes.get(id(p), p.shape)) for p in parameters]
-    sizes = [torch.Size(shape).numel() for shape in shapes]
-    old_cache = optimizer._numel_cache
-    change.on_rollback(lambda: setattr(optimizer, "_numel_cache", old_cache))
-    optimizer._numel_cache = None
+    sizes = [math.prod(shape) for shape in shapes]
 
-    def carry(value: Any) -> Any:
-        if isinstance(value, list):
-            return [carry(item) for item in value]
-        if not isinstance(value, Tensor) or value.ndim != 1 or value.numel() != sum(sizes):
-            return value
-        parts = value.split(sizes)
+    def resized(flat: Tensor) -> Tensor:
+        parts = torch.split(flat, sizes)
         return torch.cat([
             regather(part.view(shape), indices.get(id(p), {})).reshape(-1) if id(p) in indices else part
             for part, shape, p in zip(parts, shapes, parameters, strict=True)
         ])  # fmt: skip
 
-    state = optimizer.state.get(parameters[0], {})
+    _replace_flat_state(optimizer, sum(sizes), resized, change)
+
+
+def _replace_flat_state(
+    optimizer: LBFGS, entries: int, resized: Callable[[Tensor], Tensor], change: Transaction
+) -> None:
+    """Resize the vectors in L-BFGS's state that have this number of entries, that of all parameters until now."""
+    old_cache = optimizer._numel_cache
+    change.on_rollback(lambda: setattr(optimizer, "_numel_cache", old_cache))
+    optimizer._numel_cache = None
+
+    def carry(value: Tensor) -> Tensor:
+        return resized(value) if value.shape == (entries,) else value
+
+    state = optimizer.state.get(optimizer._params[0], {})
     for key, value in list(state.items()):
-        change.set_item(state, key, carry(value))
+        change.set_item(state, key, pytree.tree_map_only(Tensor, carry, value))
 
 
 def add_parameters(
-    optimizer: Optimizer, model: nn.Module, new: Mapping[str, Tensor], host: str, change: Transaction
+    optimizers: Sequence[Optimizer], model: nn.Module, new: Mapping[str, Tensor], host: str, change: Transaction
 ) -> None:
     """Put new parameters into the groups that hold the parameters most like them.
 
     A new parameter joins the group of an existing one with the same last name in a module of the same type (else
     one with as many dimensions), the last such before the block if there is one: a group without weight decay for norms
-    keeps doing its work.
+    keeps doing its work, and of several optimizers the one that trains such parameters trains it.
 
     Args:
-        optimizer: The optimizer.
+        optimizers: The optimizers.
         model: The model, the new block already in it.
         new: The new parameters by dotted name.
         host: Path of the module that the block follows.
         change: Where to record the changes.
     """
-    place = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+    if not optimizers:
+        return
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        for p in group["params"]:
+            groups.setdefault(id(p), []).append(group)
     paths = [path for path, _ in model.named_modules()]
-    known = [(name, p) for name, p in model.named_parameters() if id(p) in place]
+    known = [(name, p) for name, p in model.named_parameters() if id(p) in groups]
     earlier = [(n, p) for n, p in known if paths.index(n.rpartition(".")[0]) <= paths.index(host)]
     for name, parameter in new.items():
         same_kind = [[p for n, p in among if _kind(model, n) == _kind(model, name)] for among in (earlier, known)]
         same_rank = [[p for _, p in among if p.ndim == parameter.ndim] for among in (earlier, known)]
         like = next((found[-1] for found in (*same_kind, *same_rank) if found), None)
-        group = optimizer.param_groups[0 if like is None else place[id(like)]]
-        group["params"].append(parameter)
-        change.on_rollback(lambda group=group: group["params"].pop())  # type: ignore[misc]
-        if "param_names" in group:
-            group["param_names"].append(name)
-            change.on_rollback(lambda group=group: group["param_names"].pop())  # type: ignore[misc]
+        for group in optimizers[0].param_groups[:1] if like is None else groups[id(like)]:
+            group["params"].append(parameter)
+            change.on_rollback(lambda group=group: group["params"].pop())  # type: ignore[misc]
+            if "param_names" in group:
+                group["param_names"].append(name)
+                change.on_rollback(lambda group=group: group["param_names"].pop())  # type: ignore[misc]
+    fresh = {id(parameter) for parameter in new.values()}
+    for optimizer in optimizers:
+        if isinstance(optimizer, LBFGS):
+            old = sum(p.numel() for p in optimizer._params if id(p) not in fresh)
+            added = sum(p.numel() for p in optimizer._params if id(p) in fresh)
+            _replace_flat_state(optimizer, old, lambda flat, more=added: nn.functional.pad(flat, (0, more)), change)  # type: ignore[misc]
 
 
 def _kind(model: nn.Module, name: str) -> tuple[type, str]:

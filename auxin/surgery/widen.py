@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -238,6 +239,10 @@ def widen_model(
     shapes: dict[str, tuple[int, ...]] = {}
     old_shapes: dict[int, Sequence[int]] = {}
     maps: dict[int, Mapping[int, Tensor]] = {}
+
+    def alike(name: str, average: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        return _resize_tensor(average, graph.axes[name], leaf, slots[name], op, earlier.copy())
+
     with torch.no_grad():
         for name, mine in slots.items():
             tensor = tensors[name]
@@ -246,14 +251,14 @@ def widen_model(
             shapes[name] = tuple(new.shape)
             _replace(tensor, new, indices, change)
             for optimizer in optimizers:
-                resize_state(optimizer, tensor, old_shape, indices, change)
+                resize_state(optimizer, tensor, old_shape, indices, partial(alike, name), change)
             old_shapes[id(tensor)], maps[id(tensor)] = old_shape, indices
         for optimizer in optimizers:
             resize_flat_state(optimizer, old_shapes, maps, change)
         for copy in copies:
             theirs = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
-            for name, mine in slots.items():
-                new, indices = _resize_tensor(theirs[name], graph.axes[name], leaf, mine, op, earlier.copy())
+            for name in slots:
+                new, indices = alike(name, theirs[name])
                 _replace(theirs[name], new, indices, change)
     old_size = leaf.size
     change.on_rollback(lambda: setattr(leaf, "size", old_size))

@@ -1,5 +1,7 @@
 """GradMax against dense references in float64."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from torch import nn
 import auxin
 from auxin.budgets import Allocated
 from auxin.methods.gradmax import GradMax
+from auxin.methods.random import Random
 from auxin.shadow import Shadow
 from auxin.statistics.units import columns_orthonormal
 from auxin.types import Widen
@@ -183,3 +186,18 @@ def test_a_tied_embedding_falls_back_and_the_event_says_so():
     plan = propose(GradMax(), model, graph, units, ids)
     assert [op.by for op in plan.operations] == [2, 2]
     assert plan.notes == ("embed is read through the axis that writes it, so it grew by the random method",)
+
+
+@pytest.mark.parametrize("make", [nn.Hardsigmoid, nn.Hardswish])
+def test_activations_of_mobile_networks_are_climbed_through(make):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), make(), nn.Linear(8, 3)).double()
+    x = torch.randn(32, 6, dtype=torch.float64)
+    graph = auxin.trace(model, x)
+    plan = propose(GradMax(), model, graph, {"0": 2}, (x,))
+    start = propose(Random(), model, graph, {"0": 2}, (x,))
+    assert plan.notes == ()
+    norms = [
+        outgoing_gradients(copy.deepcopy(model), x, (x,), "0", p.operations[0].values).norm() for p in (plan, start)
+    ]
+    assert norms[0] > norms[1]

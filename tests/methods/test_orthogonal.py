@@ -146,7 +146,7 @@ def test_lower_precision_keeps_its_type():
 
 def test_a_group_of_one_neuron_and_a_frozen_weight_have_rows_to_compare():
     model = nn.Sequential(nn.Linear(8, 1), nn.ReLU(), nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 2)).double()
-    model[2].weight.requires_grad_(False)
+    model[0].weight.requires_grad_(False)
     graph = auxin.trace(model, torch.randn(2, 8).double())
     for group in ("0", "2"):
         event = auxin.widen(model, group, 2, graph=graph, method="orthogonal")

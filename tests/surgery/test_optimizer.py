@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import auxin
+from auxin.errors import ConfigError
+from auxin.graph.capture import tensors_of
+from auxin.surgery import apply
+from auxin.types import Deepen, GrowthPlan, Widen
 from tests.cases import CASES, call, randomise
 from tests.surgery.test_properties import cut, kept
 
@@ -32,6 +37,9 @@ EVERY: dict[str, Make] = {
     "Rprop": lambda p: torch.optim.Rprop(p, lr=1e-3),
     "Adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-3),
     "LBFGS": lambda p: torch.optim.LBFGS(p, lr=1e-3, max_iter=2, history_size=3),
+    "Adam foreach": lambda p: torch.optim.Adam(p, lr=1e-3, foreach=True),
+    "AdamW fused": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
+    "Adagrad fused": lambda p: torch.optim.Adagrad(p, lr=1e-3, fused=True),
 }
 # These take only some nets: Muon matrices without biases, SparseAdam sparse gradients.
 ELSEWHERE = {"Muon", "SparseAdam", "Optimizer"}
@@ -115,6 +123,178 @@ def test_lbfgs_keeps_its_curvature_pairs() -> None:
                     cut(part.view_as(parameter), axes.get(key, {}), parameter.shape), was.view(sizes[key][0])
                 )
     assert torch.tensor(train(model, optimizer, inputs)).isfinite()
+
+
+def test_lbfgs_goes_on_after_a_deepening_and_after_one_that_is_taken_back() -> None:
+    model, x = chain(5, 7, 2), torch.randn(8, 5)
+    optimizer = torch.optim.LBFGS(model.parameters())
+    train(model, optimizer, (x,))
+    graph = auxin.trace(model, x)
+    state = optimizer.state[model[0].weight]
+    before = copy.deepcopy(dict(state))
+    with pytest.raises(ConfigError):
+        apply(GrowthPlan("mine", (Deepen("1"), Widen("0", 0))), model, graph, optimizer=optimizer)
+    assert all(map(torch.equal, state["old_dirs"], before["old_dirs"]))
+    train(model, optimizer, (x,))
+    before = copy.deepcopy(dict(state))
+    auxin.deepen(model, "1", graph=graph, optimizer=optimizer)
+    new = sum(p.numel() for p in model.parameters()) - before["d"].numel()
+    for entry in ("old_dirs", "old_stps"):
+        assert before[entry]
+        padded = [nn.functional.pad(old, (0, new)) for old in before[entry]]
+        assert all(map(torch.equal, state[entry], padded))
+    assert torch.tensor(train(model, optimizer, (x,), 2)).isfinite()
+
+
+class Custom(torch.optim.Optimizer):
+    """Plain descent that keeps a state made from each parameter, and uses it in a way that its shape must allow."""
+
+    def __init__(self, params: Any, start: Callable[[Tensor], Any]) -> None:
+        super().__init__(params, {})
+        self.start = start
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                state["own"] = self.start(p)
+            for old, new in zip(tensors_of(state["own"]), tensors_of(self.start(p)), strict=True):
+                old += new
+            p -= 0.01 * p.grad
+        return loss
+
+
+def chain(*sizes: int) -> nn.Sequential:
+    """Linear layers of these sizes with tanh in between."""
+    torch.manual_seed(0)
+    layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.Tanh())]
+    return nn.Sequential(*layers[:-1])
+
+
+def adafactor(p: Any) -> torch.optim.Optimizer:
+    transformers = pytest.importorskip("transformers")
+    optimizer: torch.optim.Optimizer = transformers.Adafactor(
+        p, lr=1e-3, beta1=0.9, relative_step=False, scale_parameter=False
+    )
+    return optimizer
+
+
+@pytest.mark.parametrize("sizes", [(5, 7, 2), (6, 6, 6), (5, 1, 2)])
+@pytest.mark.parametrize("make", [adafactor, EVERY["Adafactor"]])
+def test_factors_of_rows_and_columns_are_told_apart(make: Make, sizes: tuple[int, ...]) -> None:
+    model, x = chain(*sizes), torch.randn(8, sizes[0])
+    optimizer = make(model.parameters())
+
+    def step() -> None:
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    def factors() -> list[Tensor]:
+        states = [optimizer.state[model[k].weight] for k in (0, 2)]
+        return [v.clone() for state in states for key, v in state.items() if "row" in key or "col" in key]
+
+    step()
+    before = factors()
+    auxin.widen(model, "0", 3, graph=auxin.trace(model, x), optimizer=optimizer)
+    # The first layer's rows and the second one's columns grow.
+    for old, new, by in zip(before, factors(), (3, 0, 0, 3), strict=True):
+        assert new.dim() == old.dim()
+        assert torch.equal(new.flatten(), nn.functional.pad(old.flatten(), (0, by)))
+    step()
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("start", [
+    lambda p: p.detach().flatten().clone(),
+    lambda p: p.detach().sum(tuple(range(1, p.dim()))),
+    lambda p: [p.detach().clone(), {"norms": p.detach().norm(dim=-1)}],
+    lambda p: torch.zeros(()),
+    lambda p: torch.zeros(1),
+    lambda p: [torch.zeros(11), torch.zeros(2, 9), 3, "text", None],
+])  # fmt: skip
+def test_states_of_custom_optimizers_follow_or_stay(start: Callable[[Tensor], Any]) -> None:
+    model, x = chain(5, 7, 2), torch.randn(8, 5)
+    optimizer = Custom(model.parameters(), start)
+    train(model, optimizer, (x,))
+    old = copy.deepcopy([optimizer.state[p]["own"] for p in model.parameters()])
+    shapes = [p.shape for p in model.parameters()]
+    auxin.widen(model, "0", 3, graph=auxin.trace(model, x), optimizer=optimizer)
+    for p, shape, was in zip(model.parameters(), shapes, old, strict=True):
+        for before, after in zip(tensors_of(was), tensors_of(optimizer.state[p]["own"]), strict=True):
+            if before.numel() == shape.numel():
+                before, after = before.view(shape), after.view(p.shape)
+            assert torch.equal(after[tuple(slice(n) for n in before.shape)], before)
+    assert torch.tensor(train(model, optimizer, (x,), 2)).isfinite()
+
+
+@pytest.mark.parametrize("start", [
+    lambda p: p.detach() @ p.detach().T,
+    lambda p: {"GG": [p.detach() @ p.detach().T, p.detach().T @ p.detach()]},
+    lambda p: torch.zeros(p.numel(), 2),
+    lambda p: p.detach().flip(0).unsqueeze(0).clone(),
+])  # fmt: skip
+def test_a_state_that_cannot_follow_is_refused_and_all_is_as_before(start: Callable[[Tensor], Any]) -> None:
+    model, x = chain(5, 7, 2), torch.randn(8, 5)
+    optimizer = Custom([p for p in model.parameters() if p.dim() == 2], start)
+    train(model, optimizer, (x,))
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    with pytest.raises(ConfigError, match=r"Custom keeps a state 'own' of shape .*carry_state=False"):
+        auxin.widen(model, "0", 3, graph=auxin.trace(model, x), optimizer=optimizer)
+    after = model.state_dict(), optimizer.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(before), tensors_of(after), strict=True))
+    assert torch.tensor(train(model, optimizer, (x,), 2)).isfinite()
+
+
+def test_a_state_that_cannot_follow_may_start_anew() -> None:
+    model, x = chain(5, 7, 2), torch.randn(8, 5)
+    optimizer = Custom([p for p in model.parameters() if p.dim() == 2], lambda p: p.detach() @ p.detach().T)
+    train(model, optimizer, (x,))
+    assert auxin.Grower(model, optimizer, x, budget=auxin.count(3), carry_state=False).grow() is not None
+    assert not optimizer.state
+    assert torch.tensor(train(model, optimizer, (x,), 2)).isfinite()
+
+
+def test_a_square_matrix_does_not_tell_which_side_a_state_runs_along() -> None:
+    model, x = chain(6, 6, 6), torch.randn(8, 6)
+    optimizer = Custom(model.parameters(), lambda p: p.detach().sum(0, keepdim=p.dim() == 1))
+    train(model, optimizer, (x,))
+    with pytest.raises(ConfigError, match=r"'own' of shape \(6,\)"):
+        auxin.widen(model, "0", 3, graph=auxin.trace(model, x), optimizer=optimizer)
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """Schedule-free descent (arXiv:2405.15682): the model's weights lie between ``z`` and the average."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                z = self.state[p].setdefault("z", p.clone())
+                p.lerp_(z, 0.3).sub_(p.grad, alpha=0.1 * group["lr"])
+                z.sub_(p.grad, alpha=group["lr"])
+        return loss
+
+
+@pytest.mark.parametrize("method", ["random", "net2net"])
+def test_a_weight_average_in_the_state_grows_as_the_weights_do(method: str) -> None:
+    model, x = chain(5, 7, 2).double(), torch.randn(8, 5, dtype=torch.float64)
+    optimizer = ScheduleFree(model.parameters(), lr=0.5)
+    train(model, optimizer, (x,), 3)
+    optimizer.param_groups[0]["lr"] = 0.0
+    twin, second = copy.deepcopy((model, optimizer))
+    auxin.widen(model, "0", 3, graph=auxin.trace(model, x), optimizer=optimizer, method=method)
+    assert torch.allclose(model(x), twin(x), atol=1e-12)
+    for one, its in ((model, optimizer), (twin, second)):
+        train(one, its, (x,))
+    assert torch.allclose(model(x), twin(x), atol=1e-12)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
@@ -333,3 +513,25 @@ def test_a_compiled_model_grows_and_runs() -> None:
     model.train()
     assert torch.tensor(train(compiled, optimizer, inputs, 2)).isfinite()  # type: ignore[arg-type]
     assert torch.equal(compiled(*inputs), model(*inputs))
+
+
+def test_of_two_optimizers_the_one_that_trains_such_parameters_gets_the_new_ones() -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 2))
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    muon, adam = torch.optim.Muon(matrices, lr=0.01), torch.optim.Adam(vectors)
+    x = torch.randn(8, 5)
+
+    def step() -> None:
+        model(x).square().sum().backward()
+        muon.step()
+        adam.step()
+
+    step()
+    grower = auxin.Grower(model, [muon, adam], x[:2], budget=auxin.count(2))
+    grower.apply(auxin.GrowthPlan("test", (Deepen("1"),)))
+    grower.grow()
+    block = model[1].grown[0].map
+    assert [id(p) for p in muon.param_groups[0]["params"]] == [*map(id, matrices), id(block.weight)]
+    assert [id(p) for p in adam.param_groups[0]["params"]] == [*map(id, vectors), id(block.bias)]
+    step()

@@ -1,0 +1,54 @@
+"""Growth under DistributedDataParallel, two processes on one machine."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import auxin
+from auxin.errors import ConfigError
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+
+
+def train_and_grow(rank: int, folder: str, method: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{method}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    parallel = DistributedDataParallel(model)
+    draw = torch.Generator().manual_seed(rank)
+    x, y = torch.randn(16, 5, generator=draw), torch.randn(16, 2, generator=draw)
+    loss_fn = nn.functional.mse_loss
+    grower = auxin.Grower(model, optimizer, x[:2], method=method, trigger=auxin.every(2), budget=auxin.count(3))
+    for epoch in range(5):
+        optimizer.zero_grad()
+        loss_fn(parallel(x), y).backward()
+        optimizer.step()
+        if grower.step(epoch, [(x, y)] * 6, loss_fn):
+            parallel = DistributedDataParallel(model)
+    torch.save([p.detach() for p in model.parameters()], os.path.join(folder, f"{method}-{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["random", "firefly"])
+def test_processes_stay_equal_across_events(tmp_path: Path, method: str) -> None:
+    torch.multiprocessing.spawn(train_and_grow, (str(tmp_path), method), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{method}-{rank}.pt", weights_only=True) for rank in range(2))
+    assert first[0].shape == (14, 5)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_wrapper_itself_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/alone", rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+        with pytest.raises(ConfigError, match="wrap that anew after each event"):
+            auxin.Grower(model, None, torch.randn(2, 3))
+        assert [group.name for group in auxin.trace(model, torch.randn(2, 3)).growable()] == ["0"]
+    finally:
+        dist.destroy_process_group()
