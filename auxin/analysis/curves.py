@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
-import yaml
 
 from auxin.errors import ConfigError
+from auxin.training.begun import read_config
 from auxin.training.distributions import read_distributions
 from auxin.training.folder import RunFolder
 from auxin.training.ladder import rung_path
 from auxin.training.metrics import read_rows
+from auxin.training.result import Result
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,12 @@ def read_run(path: Path | str) -> RunRecord:
     folder = RunFolder(Path(path))
     if not folder.config.is_file():
         raise ConfigError(f"{folder.path} is not the folder of a run: it has no config.yaml.")
-    try:
-        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{folder.config} is not YAML: copy the run folder again.") from error
     rows = read_rows(folder.metrics)
     if not rows:
         raise ConfigError(f"{folder.path} has no finished epoch yet: wait for the first line of metrics.jsonl.")
-    result, last = _json(folder.result), _json(folder.last)
+    config = read_config(folder.config)
+    result = asdict(Result.read(folder.result)) if folder.result.exists() else None
+    last = _json(folder.last)
     events = result["events"] if result else _history(last)
     events = [event for event in events if event.get("epoch") is not None]
     phases = result["phases"] if result else _phases(rows, events)

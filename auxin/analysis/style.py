@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from auxin.training.checkpoint import write_atomically
 
 COLOURS = {
     "ink": "#1d2621",
@@ -138,6 +141,9 @@ def save(plot: Plot, path: Path) -> Path:
     plot.figure.supxlabel(
         textwrap.fill(plot.caption, int(width * 15)), x=0.01, ha="left", fontsize=8.5, color=COLOURS["muted"]
     )
+    file = io.BytesIO()
     with house_style():
-        plot.figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, facecolor="white")
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        plot.figure.savefig(file, format=path.suffix[1:], metadata=metadata, facecolor="white")
+    write_atomically(path, file.getvalue())
     return path

@@ -16,10 +16,12 @@ from auxin.analysis.curves import RunRecord, read_run
 from auxin.analysis.gradcam import Attention, Estimate, attend, choose_layer, estimate, insertion_deletion, predict
 from auxin.analysis.pictures import Row, cam_grid
 from auxin.analysis.style import house_style, save
-from auxin.cli.parser import CommandParser, picture_path
+from auxin.cli.parser import CommandParser
+from auxin.cli.picture import picture_path
 from auxin.data import ImageData
 from auxin.errors import ConfigError
 from auxin.report import as_inputs, images_of, model_of
+from auxin.training.checkpoint import write_atomically
 
 _DESCRIPTION = """Draw Grad-CAM: the inputs, and one row per run with what it predicts and where it looks.
 
@@ -74,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help="a .png, .svg or .pdf; by default RUN/cam.png")
     options = parser.parse_args(arguments)
     records = [read_run(folder) for folder in options.runs]
-    path = picture_path(options.out, records[0].folder.path / "cam.png")
+    path = picture_path(options.out, records[0].folder.path / "cam.png", ".json")
     _check(records, options.count, options.scores, options.data)
     models = [model_of(record, options.rung) for record in records]
     data = images_of(records[0], options.data)
@@ -101,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
         measured = [_scored(model, layer, data, options.scores) for model, layer in zip(models, layers, strict=True)]
     over, means = len(measured[0]["entropy"]), summary(labels, measured)
     document = {"images": numbers, "layers": layers, "over": over, "numbers": means}
-    path.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_atomically(path.with_suffix(".json"), (json.dumps(document, indent=2) + "\n").encode())
     Console(soft_wrap=True).print(_table(means, over))
     print(f"{path} and {path.with_suffix('.json')}")
     return 0

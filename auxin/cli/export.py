@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from auxin.cli.ladder import add_selectors, wish_of
+from auxin.cli.ladder import add_selectors, report_damage, wish_of
 from auxin.cli.parser import CommandParser
 from auxin.training import RunFolder
 from auxin.training.export import export_model
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--force", action="store_true", help="replace an earlier export there")
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run)
-    chosen = select(candidates(folder), wish_of(options))
+    chosen = select(candidates(folder, report_damage), wish_of(options))
     out = export_model(folder, chosen, options.out, options.force)
     print(f"{out}: rung {chosen.name}, {chosen.parameters:,} parameters, validation {chosen.val_accuracy:.2%}")
     return 0

@@ -14,6 +14,7 @@ from auxin.errors import AuxinError, ConfigError
 from auxin.graph import Graph, trace
 from auxin.grower import widen
 from auxin.models import build
+from auxin.models.table import seeded
 
 _DESCRIPTION = """Show the width groups and depth sites of a model, and why the frozen ones cannot grow.
 
@@ -52,8 +53,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true", help="grow every growable group in a copy, and say which do")
     options = parser.parse_args(arguments)
     inputs = tuple(example_input(text, index) for index, text in enumerate(options.input))
-    torch.manual_seed(0)
-    model = build(options.model).eval()
+    with seeded(0):
+        model = build(options.model).eval()
     graph = trace(model, inputs)
     print(graph)
     return check(model, inputs, graph) if options.check else 0

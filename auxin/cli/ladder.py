@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from rich.table import Table
 from auxin.budgets import parse_number
 from auxin.cli import Interrupted
 from auxin.cli.parser import CommandParser
-from auxin.errors import ConfigError
+from auxin.errors import CheckpointError, ConfigError
 from auxin.training import RunFolder
 from auxin.training.finish import finish
 from auxin.training.selection import Candidate, Wish, candidates, pareto, select
@@ -53,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
     add_selectors(parser)
     parser.add_argument("--finish", type=int, metavar="EPOCHS", help="train every rung on for so many epochs")
-    parser.add_argument("--lr", type=float, help="top learning rate of --finish (default: a tenth of the run's)")
+    parser.add_argument("--lr", type=_finite, help="top learning rate of --finish (default: a tenth of the run's)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     if options.lr is not None and options.finish is None:
@@ -62,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     console = Console(soft_wrap=True)
     if options.finish is not None:
         finish_all(folder, options.finish, options.lr, Console(soft_wrap=True, stderr=options.json))
-    found = candidates(folder)
+    found = candidates(folder, report_damage)
     if wish.given:
         chosen = select(found, wish)
         print(json.dumps(chosen.to_dict(), indent=2) if options.json else _lines(chosen))
@@ -75,6 +77,15 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def report_damage(error: CheckpointError) -> None:
+    """Tell of a rung that is left out, where it does not disturb what a script reads.
+
+    Args:
+        error: What is wrong with it.
+    """
+    print(f"auxin: a rung is left out. {error}", file=sys.stderr)
+
+
 def add_selectors(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose one checkpoint of a run.
 
@@ -84,8 +95,20 @@ def add_selectors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rung", metavar="N", help="the rung of this name, such as 2, 2-best or 2-finished")
     parser.add_argument("--max-params", type=parse_number, metavar="N", help="at most so many parameters, such as 60k")
     parser.add_argument("--max-flops", type=parse_number, metavar="N", help="at most so many FLOPs an image")
-    parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="at most so many milliseconds an image")
-    parser.add_argument("--min-accuracy", type=float, metavar="A", help="the smallest of this validation accuracy, 0-1")
+    parser.add_argument("--max-latency-ms", type=_finite, metavar="MS", help="at most so many milliseconds an image")
+    parser.add_argument(
+        "--min-accuracy", type=_finite, metavar="A", help="the smallest of this validation accuracy, 0-1"
+    )
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is not a number such as 0.8")
+    return number
 
 
 def wish_of(options: argparse.Namespace) -> Wish:

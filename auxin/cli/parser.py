@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import NoReturn
 
 from auxin.errors import ConfigError
@@ -32,24 +31,3 @@ class CommandParser(argparse.ArgumentParser):
             ConfigError: Always.
         """
         raise ConfigError(f"{message}; see {self.prog} --help.")
-
-
-def picture_path(given: str | None, default: Path) -> Path:
-    """Return where a picture goes.
-
-    Args:
-        given: What the user said, or None.
-        default: Where it goes otherwise.
-
-    Returns:
-        The path; its folder exists.
-
-    Raises:
-        ConfigError: If the suffix is not one of a picture, or there is no such folder.
-    """
-    path = default if given is None else Path(given)
-    if path.suffix not in {".png", ".svg", ".pdf"}:
-        raise ConfigError(f"--out {path} is not a picture: give a name that ends in .png, .svg or .pdf.")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out {path} lies in a folder that does not exist: make {path.parent} first.")
-    return path

@@ -12,6 +12,7 @@ from auxin.cli.timeline import show_result
 from auxin.cli.train import train, with_source
 from auxin.errors import ConfigError
 from auxin.training import Result, RunFolder, load_config, make_parser
+from auxin.training.begun import config_of
 
 _USAGE = "auxin resume RUN [--data SOURCE] [--any.field VALUE ...]"
 
@@ -37,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
         Exit code 0.
 
     Raises:
-        ConfigError: If there is no such run.
+        ConfigError: If there is no such run, or it is finished and there are settings.
     """
     words = list(arguments)
     if not words or words[0].startswith("-"):
@@ -55,10 +56,14 @@ def run(arguments: Sequence[str]) -> int:
     folder = RunFolder(Path(words[0]))
     if not folder.config.is_file():
         raise ConfigError(f"{folder.path} is not the folder of a run: it has no config.yaml.")
-    console = Console(soft_wrap=True)
-    if folder.result.exists():
-        console.print(f"{folder.path} is finished.", highlight=False)
-        show_result(Result.read(folder.result), folder, console)
-        return 0
-    config = load_config(["--config", str(folder.config), *with_source(words[1:])])
-    return train(config, folder, console)
+    console, settings = Console(soft_wrap=True), with_source(words[1:])
+    if not folder.result.exists():
+        return train(config_of(folder, settings), folder, console)
+    result = Result.read(folder.result)
+    if settings and config_of(folder, settings) != config_of(folder):
+        raise ConfigError(
+            f"{folder.path} is finished, so settings come too late: auxin train {folder.config} takes them."
+        )
+    console.print(f"{folder.path} is finished.", highlight=False)
+    show_result(result, folder, console)
+    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from argparse import Namespace
 from collections.abc import Sequence
 
@@ -10,9 +11,11 @@ from auxin.analysis.curves import RunRecord, read_run
 from auxin.analysis.pictures import similarity_histograms
 from auxin.analysis.similarity import Distribution, of_event, of_model, table
 from auxin.analysis.style import house_style, save
-from auxin.cli.parser import CommandParser, picture_path
+from auxin.cli.parser import CommandParser
+from auxin.cli.picture import picture_path
 from auxin.errors import ConfigError
 from auxin.report import model_of
+from auxin.training.checkpoint import write_atomically
 
 _DESCRIPTION = """Draw histograms of the cosine similarities between all pairs of neurons of a layer, side by side.
 
@@ -43,15 +46,16 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help="a .png, .svg or .pdf; by default RUN/similarity.png")
     options = parser.parse_args(arguments)
     records = [read_run(folder) for folder in options.runs]
-    path = picture_path(options.out, records[0].folder.path / "similarity.png")
+    path = picture_path(options.out, records[0].folder.path / "similarity.png", ".csv")
     found = distributions(records, options)
     with house_style():
         save(similarity_histograms(found, options.layer), path)
     rows = table(found)
-    with open(path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path.with_suffix(".csv"), text.getvalue().encode())
     for one in found:
         print(f"{one.label:<24} {one.share_within():7.2%} of {one.pairs:,} pairs in [-0.5, 0.5]")
     print(f"{path} and {path.with_suffix('.csv')}")
@@ -78,7 +82,7 @@ def distributions(records: Sequence[RunRecord], options: Namespace) -> list[Dist
         raise ConfigError("--event is about one run's growth: give one run, and no --rung.")
     if len(records) == 1 and options.rung is None and (options.event is not None or first.similarity):
         entries = {entry["event"]: entry for entry in first.similarity}
-        number = options.event or max(entries, default=0)
+        number = max(entries, default=0) if options.event is None else options.event
         if number not in entries:
             there = f"it has {', '.join(map(str, entries))}" if entries else "it has kept none"
             raise ConfigError(f"{first.folder.path} has no growth event {number} to show: {there}.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from auxin.errors import ConfigError
 from auxin.report import LivePage
 from auxin.training import RunConfig, RunFolder, Trainer, load_config, make_parser
 from auxin.training.allocator import keep_freed_memory
+from auxin.training.lock import alone_in
 
 _USAGE = "auxin train CONFIG [--data SOURCE] [--out FOLDER] [--any.field VALUE ...]"
 
@@ -61,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"there is no configuration file {words[0]}: check the path.")
     config = load_config(with_source(["--config", *words] if named else words), parser)
     if config.name == RunConfig.name and named:
-        config.name = Path(words[0]).stem
+        config.name = _name_of(Path(words[0]))
     return train(config, RunFolder.make(config.name, parent), Console(soft_wrap=True))
 
 
@@ -85,16 +86,14 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> int:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     page = LivePage(lambda text: console.print(text, markup=False, highlight=False))
     try:
-        trainer = Trainer(config, folder, console=console, on_epoch=page)
-        result = trainer.fit()
+        with alone_in(folder.path):
+            trainer = Trainer(config, folder, console=console, on_epoch=page)
+            result = trainer.fit()
+            page.finish(folder, trainer.data.to("cpu"))
     except KeyboardInterrupt as error:
         if not folder.config.exists():
             raise
         raise Interrupted(f"interrupted; go on with: auxin resume {folder.path}") from error
-    finally:
-        with suppress(OSError):  # a run that never began leaves no folder; one that holds files stays
-            folder.path.rmdir()
-    page.finish(folder, trainer.data.to("cpu"))
     show_result(result, folder, console)
     return 0
 
@@ -110,6 +109,11 @@ def with_source(words: Sequence[str]) -> list[str]:
     """
     spelled = ["--data.source" if word == "--data" else word for word in words]
     return ["--data.source=" + word.removeprefix("--data=") if word.startswith("--data=") else word for word in spelled]
+
+
+def _name_of(file: Path) -> str:
+    # It names a folder, which auxin resume must understand.
+    return re.sub(r"[^\w.-]+", "-", file.stem).strip("-.") or RunConfig.name
 
 
 def _take_out(words: list[str]) -> tuple[list[str], str]:

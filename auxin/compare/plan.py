@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-import yaml
 
 from auxin.compare.spec import Row, Spec, slug
 from auxin.errors import ConfigError
 from auxin.training import Result, RunConfig, RunFolder, load_config, make_parser
+from auxin.training.begun import read_config
 from auxin.training.growth import written_out
 
 State = Literal["done", "begun", "missing"]
@@ -161,10 +161,7 @@ def check(run: Run) -> None:
         found = _as_it_was(Result.read(path).config)
     elif run.folder.config.exists():
         path = run.folder.config
-        try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} cannot be read: remove {run.folder.path} and start it again.") from error
+        found = read_config(path)
     else:
         return
     difference = first_difference(run.config, found, ignore_source=run.moved)

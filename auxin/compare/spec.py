@@ -105,7 +105,10 @@ def read_spec(path: Path, recipe: str | None = None, data: Sequence[str] = ()) -
     Raises:
         ConfigError: If something in it is unknown, missing, or contradicts itself.
     """
-    document = read_yaml(path)
+    try:
+        document = read_yaml(path)
+    except TypeError as error:  # keys are put into a set
+        raise ConfigError(f"{path} has a list or mapping as a key: give every key as a word.") from error
     require(isinstance(document, Mapping), f"{path} is not a specification: it needs rows or a grid.")
     require(
         not {"model", "train", "growth"} & document.keys(),
@@ -151,13 +154,23 @@ def _rows(document: Mapping[str, Any], recipe: list[str], suffix: str, path: Pat
             words = [str(entry["label"])] if "label" in entry else []
             place = (*words, *(label for label, _ in point))
             layers = [*base, *recipe, *own, *(word for _, fields in point for word in arguments(fields, path, where))]
+            _require_no_seed(layers, where)
             label = ", ".join(filter(None, place)).replace(", +", " +")
             require(bool(slug(label)), f"{where}: the label {label!r} needs a letter or digit.")
             config = _config(layers, parser, f'{path}, row "{label}"')
             baseline, same_as = entry.get("baseline", document.get("baseline")), entry.get("same_as")
+            require(isinstance(baseline, str | None), f"{where}: baseline is {baseline!r}: give the label of a row.")
             row = Row(label, place, config, baseline=baseline, same_as=_same_as(same_as, suffix, bool(axes), where))
             rows.append(_with_published(row, entry.get("published"), document.get("source", ""), where))
     return _with_baselines(_with_table(rows, document, path), path)
+
+
+def _require_no_seed(layers: Sequence[str], where: str) -> None:
+    """Refuse fields that every run gets anew; a file may have them, since ``auxin train`` reads it too."""
+    for fields in (json.loads(layer) for layer in layers if layer.startswith("{")):
+        seeded = isinstance(fields.get("train"), Mapping) and "seed" in fields["train"]
+        require(not seeded, f"{where} sets train.seed, but each row runs once per seed: list them under seeds instead.")
+        require("name" not in fields, f"{where} sets name, but a run is named after its row: give the row a label.")
 
 
 def _same_as(text: Any, suffix: str, gridded: bool, where: str) -> tuple[str, str] | None:
@@ -178,8 +191,9 @@ def _recipe(recipes: Any, wanted: str | None, path: Path) -> tuple[str | None, l
         require(wanted is None, f"{path} has no recipes, so leave --recipe out.")
         return None, []
     require(isinstance(recipes, Mapping), f"{path}: recipes maps a name to fields, such as short: {{train.epochs: 9}}.")
-    name = wanted if wanted is not None else str(next(iter(recipes)))
-    require(name in recipes, f"{path} has no recipe {name!r}: choose one of {', '.join(map(str, recipes))}.")
+    recipes = {str(name): layer for name, layer in recipes.items()}  # YAML reads the name 60 as a number
+    name = next(iter(recipes)) if wanted is None else wanted
+    require(name in recipes, f"{path} has no recipe {name!r}: choose one of {', '.join(recipes)}.")
     return name, arguments(recipes[name] or {}, path, f"recipe {name}")
 
 

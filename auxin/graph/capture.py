@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from auxin.errors import TraceError
+from auxin.graph.patches import no_mask_detection
 
 
 def normalise_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -133,12 +134,12 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
 
     hooks = [nn.modules.module.register_module_forward_hook(note), model.register_forward_hook(only_tensors)]
     try:
-        with evaluation(model), quiet_export():
+        with evaluation(model), quiet_export(), no_mask_detection():
             program = torch.export.export(model, args, kwargs or None, strict=False)
     except TraceError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].rstrip(".")
         raise TraceError(
             f"torch.export could not capture {type(model).__name__}: {reason or type(error).__name__}. "
             "Check that the example inputs fit the forward and that it has no data-dependent Python control flow."

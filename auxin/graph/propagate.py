@@ -7,13 +7,16 @@ the axes of everything it touches, with the reason: nothing is ever assumed to w
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Any
 from typing import Literal as OneOf
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from auxin.graph.axes import Axis, MismatchError, atom, freeze, mark_inexact, product, unify
 from auxin.graph.capture import source_code, source_line
@@ -44,6 +47,10 @@ class Value:
         """Return a view whose dimension i is ``axes[i]`` and comes from this value's dimension ``order[i]``."""
         sources = tuple((name, tuple(None if i is None else dims[i] for i in order)) for name, dims in self.sources)
         return Value(tuple(axes), sources, layout)
+
+
+class DataSize(int):
+    """A size that depends on the data, such as the number of entries that a mask selects; the number stands in."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,9 @@ class Propagator:
         self.node: torch.fx.Node
         self.modules = dict(trace.model.named_modules(remove_duplicate=False))
         self.tensors: dict[str, Tensor] = {**dict(trace.model.named_buffers()), **dict(trace.model.named_parameters())}
+        # What stands in for sizes that depend on the data; created axes of which nobody knows what gives their size.
+        self.numbers: dict[Any, int] = {}
+        self.unsure: list[tuple[Axis, str]] = []
 
     # What rules call
 
@@ -144,9 +154,37 @@ class Propagator:
             for axis in (a, b):
                 freeze(axis, f"{self.where()} combines axes that cannot be aligned ({error})")
 
-    def fresh(self, size: int, why: str | None = None) -> Axis:
-        """Return a new axis; frozen for the given reason, if any."""
-        return atom(int(size), why)
+    def size(self, n: Any) -> int:
+        """Return a size as a number; one that depends on the data as a ``DataSize``."""
+        if isinstance(n, int):
+            return n
+        numbers = {symbol: self._number(symbol, n.node.shape_env) for symbol in n.node.expr.free_symbols}
+        return DataSize(max(int(n.node.expr.subs(numbers)), 1)) if numbers else int(n)
+
+    def _number(self, symbol: Any, shape_env: Any) -> int:
+        """Return what stands in for a symbol: the largest number it may be that no size of the graph is."""
+        if symbol not in self.numbers:
+            values = pytree.tree_leaves([node.meta.get("val") for node in self.node.graph.nodes])
+            taken = {n for value in values if isinstance(value, Tensor) for n in value.shape if isinstance(n, int)}
+            taken.update(self.numbers.values())
+            bounds = shape_env.var_to_range.get(symbol)
+            upper = int(bounds.upper) if bounds is not None and bounds.upper < 2**31 else max(taken, default=1)
+            choices = chain(range(upper, 1, -1), count(upper + 1))
+            self.numbers[symbol] = next(n for n in choices if n not in taken)
+        return self.numbers[symbol]
+
+    def fresh(self, size: Any, why: str | None = None) -> Axis:
+        """Return a new axis; frozen for the given reason, if any, or if its size depends on the data."""
+        size = self.size(size)
+        return atom(int(size), why or ("its size depends on the data" if isinstance(size, DataSize) else None))
+
+    def frozen_like(self, meta: Any, why: str) -> Any:
+        """Return values with frozen axes for (nested) example tensors, and numbers for sizes."""
+        if isinstance(meta, Tensor):
+            return Value(tuple(self.fresh(n, why) for n in meta.shape))
+        if isinstance(meta, (tuple, list)):
+            return tuple(self.frozen_like(item, why) for item in meta)
+        return self.size(meta) if isinstance(meta, torch.SymInt) else meta
 
     def freeze(self, axis: Axis, why: str) -> None:
         """Forbid growth of an axis because of the current operator."""
@@ -191,20 +229,48 @@ class Propagator:
             given = Literal(self.owner()[0], axis, size != -1, source_code(self.node), firm, self.where(), kind)
             self.trace.literals.append(given)
 
+    def named(self, size: int) -> bool:
+        """Return whether the source lines of the current operator name an attribute of its module of this size."""
+        module, text = self.owner()[1], source_code(self.node)
+        held = vars(module).items() if module is not None else ()
+        return any(type(n) is int and n == size and re.search(rf"\b{name}\b", text) for name, n in held)
+
+    def arguments(self) -> str:
+        """Return the arguments of the current operator's call as the source has them; empty unless one line has all."""
+        line = source_code(self.node).rpartition("\n")[2]
+        call = re.search(rf"\b{self.operator_name()}\(", line)
+        rest, depth = line[call.end() :] if call else "", 1
+        for i, character in enumerate(rest):
+            depth += {"(": 1, ")": -1}.get(character, 0)
+            if not depth:
+                return rest[:i]
+        return ""
+
+    def freeze_written(self, size: int, *axes: Axis) -> None:
+        """Forbid growth of axes whose size (the first one's) the code passes, if it is written out there."""
+        code = self.arguments() or source_code(self.node)
+        number = rf"(?<![\w.]){size}(?![\w.])"
+        if self.operator_name() == "slice":  # next to the colon
+            number = rf"{number} *:|: *-? *{number}"
+        if re.search(number, code) and not self.named(size):
+            for axis in axes:
+                freeze(axis, f"{self.where()} passes a size, {size}, as a number that no attribute of its module holds")
+
     def where(self) -> str:
         """Name the current operator and its source line."""
         line = source_line(self.node)
         return f"{self.operator_name()}{f' ({line})' if line else ''}"
 
     def operator_name(self) -> str:
-        """Return the current operator's name without namespace and overload."""
+        """Return the current operator's name without namespace, overload and the underscore of in-place variants."""
         target = self.node.target
-        return str(getattr(target, "_opname", None) or getattr(target, "__name__", None) or target)
+        name = str(getattr(target, "_opname", None) or getattr(target, "__name__", None) or target)
+        return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
     def output_shape(self) -> tuple[int, ...]:
         """Return the shape of the current operator's single output."""
         value = self.node.meta["val"]
-        return tuple(int(n) for n in (value[0] if isinstance(value, (tuple, list)) else value).shape)
+        return tuple(self.size(n) for n in (value[0] if isinstance(value, (tuple, list)) else value).shape)
 
     # The walk
 
@@ -220,12 +286,25 @@ class Propagator:
                 target = getattr(module, str(node.target), None)
                 env[node] = target if isinstance(target, nn.Module) else self._constant(node)
             elif node.op == "output":
+                if inputs is None:
+                    self._settle()
                 return self._output(node, top=inputs is None)
             else:
                 args = torch.fx.node.map_arg(node.args, lambda n: env[n])
                 kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: env[n])
                 env[node] = self._call(node, args, dict(kwargs))
         return None
+
+    def _settle(self) -> None:
+        """Freeze created axes that no parameter computes: nothing says what their size comes from."""
+        produced = [
+            self.trace.parameters[tag.parameter].axes[tag.dim] for tag in self.trace.roles if tag.role == "producer"
+        ]
+        computed = {leaf for axis in produced for leaf in axis.atoms()}
+        for axis, why in self.unsure:
+            for leaf in axis.atoms():
+                if leaf not in computed:
+                    leaf.frozen = leaf.frozen or why
 
     def _placeholder(self, node: torch.fx.Node) -> Any:
         name = self.bound.get(str(node.target))
@@ -267,10 +346,22 @@ class Propagator:
                 return result
             return self._unknown(args, kwargs)
         namespace = str(getattr(node.target, "namespace", ""))
-        # In-place variants end in one underscore; their result has the axes of the out-of-place one.
-        plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-        found = (RULES.get(name) or RULES.get(plain)) if namespace == "aten" else None
-        return found(self, *args, **kwargs) if found else self._unknown(args, kwargs)
+        found = RULES.get(name) if namespace == "aten" else None
+        if found is None:
+            return self._unknown(args, kwargs)
+        try:
+            return found(self, *args, **kwargs)
+        except Exception:
+            # Numbers that stand in for sizes need not divide or add up as the real ones do.
+            if not self._depends_on_data(node):
+                raise
+            return self._unknown(args, kwargs)
+
+    def _depends_on_data(self, node: torch.fx.Node) -> bool:
+        """Return whether some size that an operator reads or makes depends on the data."""
+        values = pytree.tree_leaves([n.meta.get("val") for n in (node, *node.all_input_nodes)])
+        sizes = [n for value in values for n in (value.shape if isinstance(value, Tensor) else [value])]
+        return any(isinstance(n, torch.SymInt) for n in sizes)
 
     def _unknown(self, args: Any, kwargs: Any) -> Any:
         """Freeze everything an operator without a rule touches."""
@@ -278,16 +369,7 @@ class Propagator:
         for value in _values((args, kwargs)):
             for axis in value.axes:
                 freeze(axis, why)
-        return frozen_like(self.node.meta.get("val"), why)
-
-
-def frozen_like(meta: Any, why: str) -> Any:
-    """Return values with frozen axes for (nested) example tensors."""
-    if isinstance(meta, Tensor):
-        return Value(tuple(atom(int(n), why) for n in meta.shape))
-    if isinstance(meta, (tuple, list)):
-        return tuple(frozen_like(item, why) for item in meta)
-    return meta
+        return self.frozen_like(self.node.meta.get("val"), why)
 
 
 def _values(tree: Any) -> list[Value]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from auxin.graph.axes import Axis, is_frozen
-from auxin.graph.propagate import Propagator, Value, frozen_like, grouped, rule
+from auxin.graph.propagate import DataSize, Propagator, Value, grouped, rule
 
 # One input, one output, every element on its own.
 UNARY = """
@@ -18,13 +20,17 @@ square reciprocal sin cos tan asin acos atan sinh cosh erf erfc erfinv floor cei
 clamp_max clip clone contiguous detach alias to _to_copy type_as float double half bool long int dropout
 feature_dropout alpha_dropout feature_alpha_dropout native_dropout logical_not bitwise_not isnan isinf isfinite
 nan_to_num zeros_like ones_like full_like rand_like randn_like empty_like bernoulli lift_fresh_copy lift_fresh
-positive deg2rad rad2deg fill zero _unsafe_view_as requires_grad_ rrelu logit sinc digamma lgamma sgn
+positive deg2rad rad2deg fill zero _unsafe_view_as requires_grad rrelu logit sinc digamma lgamma sgn signbit i0
+special_erf special_erfc special_erfcx special_erfinv special_expit special_expm1 special_exp2 special_log1p
+special_logit special_sinc special_digamma special_gammaln special_ndtr special_round angle real imag _conj
+conj_physical resolve_conj resolve_neg
 """
 # Several inputs, broadcast together.
 BINARY = """
 add sub mul div true_divide floor_divide pow rsub maximum minimum fmax fmin remainder fmod atan2 eq ne lt le gt ge
 logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ where masked_fill lerp
-addcmul addcdiv copy hypot xlogy nextafter heaviside
+addcmul addcdiv copy hypot xlogy nextafter heaviside logaddexp logaddexp2 copysign ldexp float_power special_xlogy
+special_xlog1py complex polar
 """
 ACTIVATIONS = {
     "relu": "ReLU",
@@ -49,19 +55,24 @@ ACTIVATIONS = {
 @rule(*dict.fromkeys(UNARY.split()))
 def unary(p: Propagator, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Pass every axis through."""
-    if any(isinstance(arg, Value) for arg in args):
-        if p.operator_name() in {"clamp", "clip", "type_as", "clamp_min", "clamp_max", "fill"}:
-            return binary(p, x, *args) if p.operator_name() != "type_as" else x
+    name = p.operator_name()
+    if any(isinstance(arg, Value) for arg in (*args, *kwargs.values())):
+        if name in {"clamp", "clip", "type_as", "clamp_min", "clamp_max", "fill"}:
+            return binary(p, x, *args, **kwargs) if name != "type_as" else x
         return p._unknown((x, *args), kwargs)
+    if name in {"rand_like", "randn_like", "bernoulli"}:
+        _random(p, x.axes)
     if isinstance(p.node.meta.get("val"), (tuple, list)):
         return (x, x)
     return x
 
 
 @rule(*dict.fromkeys(BINARY.split()))
-def binary(p: Propagator, *args: Any, **kwargs: Any) -> Value:
+def binary(p: Propagator, *args: Any, **kwargs: Any) -> Any:
     """Align axes from the last dimension on; a dimension of size one that is stretched may not grow."""
     values = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Value)]
+    if isinstance(p.node.meta["val"], (tuple, list)):  # ``where`` of a condition alone
+        return positions(p, *values)
     return broadcast(p, values, p.output_shape())
 
 
@@ -85,6 +96,14 @@ def broadcast(p: Propagator, values: Sequence[Value], shape: Sequence[int]) -> V
             sources.extend((name, (*(None,) * missing, *dims)) for name, dims in value.sources)
     layout = next((value.layout for value in values if not value.pure and value.layout), None)
     return Value(tuple(axes), tuple(sources), layout)
+
+
+@rule("nonzero", "argwhere", "nonzero_numpy", "masked_select")
+def positions(p: Propagator, *values: Value) -> Any:
+    """Where something holds, as numbers or as a list of entries: positions matter."""
+    for axis in (axis for value in values for axis in value.axes):
+        p.freeze(axis, "finds positions along it")
+    return p.frozen_like(p.node.meta["val"], f"{p.where()} has a size that depends on the data")
 
 
 @rule("prelu")
@@ -120,9 +139,13 @@ def reduce(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
     if name in {"linalg_vector_norm", "norm"} and rest and not isinstance(rest[0], (list, tuple)):
         rest.pop(0)
     dims = _dims(x, kwargs.get("dim", rest[0] if rest else None))
-    for d in dims:
-        p.inexact(x.axes[d], "reduces over it")
     meta = p.node.meta["val"]
+    pair = isinstance(meta, (tuple, list)) and name in {"max", "min", "median"}
+    placed = name in {"argmax", "argmin"} or (pair and any(user.args[1:] == (1,) for user in p.node.users))
+    for d in dims:
+        if placed:
+            p.freeze(x.axes[d], "finds a position along it")
+        p.inexact(x.axes[d], "reduces over it")
     out = meta[0] if isinstance(meta, (tuple, list)) else meta
     if out.ndim == len(x.axes):
         order: list[int | None] = [None if d in dims else d for d in range(out.ndim)]
@@ -140,7 +163,10 @@ def softmax(p: Propagator, x: Value, dim: int, *args: Any, **kwargs: Any) -> Val
     return x
 
 
-@rule("cumsum", "cumprod", "flip", "roll", "sort", "argsort", "topk", "renorm", "unique_consecutive", "tril", "triu")
+@rule(
+    "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "flip", "roll", "sort", "argsort", "topk", "renorm",
+    "unique_consecutive", "tril", "triu",
+)  # fmt: skip
 def ordered(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
     """The position along a dimension matters, so it may not grow (tril and triu: the last two)."""
     name = p.operator_name()
@@ -160,9 +186,77 @@ def ordered(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
 
 def _keep_equal(p: Propagator, x: Value, meta: Tensor) -> Value:
     """Keep the axes whose size did not change."""
-    sizes = [int(n) for n in meta.shape]
+    sizes = [p.size(n) for n in meta.shape]
     axes = [axis if axis.size == n else p.fresh(n, "a selection") for axis, n in zip(x.axes, sizes, strict=True)]
     return x.with_axes(range(len(axes)), axes)
+
+
+@rule("diff")
+def diff(p: Propagator, x: Value, n: int = 1, dim: int = -1, *joined: Any) -> Any:
+    """Differences of neighbours along a dimension."""
+    if any(isinstance(item, Value) for item in joined):
+        return p._unknown((x, *joined), {})
+    return _moved(p, x, [dim], "depends on the position along it")
+
+
+@rule(
+    "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft", "fft_fft2", "fft_ifft2", "fft_rfft2",
+    "fft_irfft2", "fft_hfft2", "fft_ihfft2", "fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn", "fft_hfftn",
+    "fft_ihfftn",
+)  # fmt: skip
+def fourier(p: Propagator, x: Value, size: Any = None, *args: Any, **kwargs: Any) -> Value:
+    """Transform some dimensions (by default the last one, the last two, or all), each entry of the others alone."""
+    kind = p.operator_name()[-1]
+    dims = kwargs.get("dim", args[0] if args else None)
+    if dims is None:
+        rank = {"2": 2, "n": len(size) if isinstance(size, (list, tuple)) else len(x.axes)}.get(kind, 1)
+        dims = list(range(-rank, 0))
+    return _moved(p, x, _dims(x, dims), "transforms it")
+
+
+@rule("fft_fftshift", "fft_ifftshift")
+def shift(p: Propagator, x: Value, dim: Any = None) -> Value:
+    """Rotate some dimensions, by default all."""
+    return _moved(p, x, _dims(x, dim), "depends on the position along it")
+
+
+def _moved(p: Propagator, x: Value, dims: Sequence[int], why: str) -> Value:
+    """Freeze dimensions that an operator works along, and give the result others there."""
+    moved = {d % len(x.axes) for d in dims}
+    for d in moved:
+        p.freeze(x.axes[d], why)
+    sizes = p.output_shape()
+    axes = [p.fresh(sizes[d], why) if d in moved else axis for d, axis in enumerate(x.axes)]
+    return x.with_axes([None if d in moved else d for d in range(len(axes))], axes)
+
+
+@rule("unfold")
+def windows(p: Propagator, x: Value, dim: int, *args: Any) -> Value:
+    """Windows along a dimension; what they hold lies in a new last one."""
+    moved = _moved(p, x, [dim], "takes windows along it") if x.axes else x
+    return moved.with_axes(
+        [*range(len(moved.axes)), None], [*moved.axes, p.fresh(p.output_shape()[-1], "entries of a window")]
+    )
+
+
+@rule("im2col")
+def im2col(p: Propagator, x: Value, *args: Any) -> Value:
+    """(C, H, W) → (C·k·k, windows)."""
+    for axis in x.axes[-2:]:
+        p.freeze(axis, "is spatial there")
+    rows, columns = p.output_shape()[-2:]
+    inside = p.fresh(rows // x.axes[-3].size, "entries of a window")
+    return Value((*x.axes[:-3], grouped(x.axes[-3], inside), p.fresh(columns, "a number of windows")))
+
+
+@rule("col2im")
+def col2im(p: Propagator, x: Value, *args: Any) -> Value:
+    """(C·k·k, windows) → (C, H, W)."""
+    p.freeze(x.axes[-1], "is spatial there")
+    channels, *sizes = p.output_shape()[-3:]
+    axis = p.fresh(channels)
+    p.unify(x.axes[-2], grouped(axis, p.fresh(x.axes[-2].size // channels, "entries of a window")))
+    return Value((*x.axes[:-2], axis, *(p.fresh(n, "a spatial size") for n in sizes)))
 
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
@@ -271,13 +365,106 @@ def pad(p: Propagator, x: Value, padding: Sequence[int], *args: Any, **kwargs: A
     return Value(tuple(from_axes), (), x.layout)
 
 
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(p: Propagator, x: Value, grid: Value, *args: Any) -> Value:
+    """Read (batch, channel, space) at the places of a grid (batch, new space, coordinate)."""
+    p.unify(x.axes[0], grid.axes[0])
+    for axis in (*x.axes[2:], *grid.axes[1:]):
+        p.freeze(axis, "is spatial there")
+    return Value((*x.axes[:2], *grid.axes[1:-1]), (), x.layout)
+
+
+@rule("affine_grid_generator")
+def affine_grid(p: Propagator, theta: Value, *args: Any) -> Value:
+    """One grid for each matrix of a batch."""
+    for axis in theta.axes[1:]:
+        p.freeze(axis, "reads it as a matrix of coordinates")
+    return Value((theta.axes[0], *(p.fresh(n, "a spatial size") for n in p.output_shape()[1:])))
+
+
+@rule("view_as_complex")
+def view_as_complex(p: Propagator, x: Value) -> Value:
+    """Pairs of the last dimension as complex numbers."""
+    p.freeze(x.axes[-1], "has it as real and imaginary parts")
+    return x.with_axes(range(len(x.axes) - 1), x.axes[:-1])
+
+
+@rule("view_as_real")
+def view_as_real(p: Propagator, x: Value) -> Value:
+    """Complex numbers as pairs in a new last dimension."""
+    return x.with_axes([*range(len(x.axes)), None], [*x.axes, p.fresh(2, "real and imaginary parts")])
+
+
+@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn")
+def create(p: Propagator, *args: Any, **kwargs: Any) -> Value:
+    """A tensor of equal or of random entries: it has the units of what it meets, if its sizes can follow."""
+    sizes = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, (list, tuple))), ())
+    given = _expressions(p.arguments())
+    given = given if len(given) == len(sizes) else [", ".join(given)] * len(sizes)
+    axes = tuple(_created(p, n, code) for n, code in zip(sizes, given, strict=True))
+    if p.operator_name() in {"rand", "randn"}:
+        _random(p, axes)
+    return Value(axes)
+
+
+def _created(p: Propagator, size: int, code: str) -> Axis:
+    """Return the axis of a size that the code passes as a number.
+
+    It may grow if an attribute of the module holds the number, or as far as one can see a shape does.
+
+    Args:
+        p: The propagator.
+        size: The size.
+        code: The expression that gives it, as far as it is known.
+
+    Returns:
+        The axis.
+    """
+    if size < 2 or isinstance(size, DataSize):
+        return p.fresh(size, None if size > 1 else "an inserted axis of size one")
+    if type(p.owner()[1]).__module__.startswith("torch.nn."):  # their rules know their attributes
+        return p.fresh(size)
+    axis = p.fresh(size)
+    p.freeze_written(size, axis)
+    # Where the whole call is there to read, an attribute that it does not name is not meant.
+    p.literal(size, axis, firm=bool(code))
+    if code and not p.named(size):
+        shaped = "shape" in code or "size(" in code
+        if re.search(r"[\w)\]] *[-/]" if shaped else r"[\w)\]] *[-/+*]", code):
+            p.freeze(axis, "computes its size")
+        elif not shaped:
+            p.unsure.append((axis, f"{p.where()} creates it, and nothing says what its size comes from"))
+    return axis
+
+
+def _expressions(arguments: str) -> list[str]:
+    """Return the expressions that a call passes one by one, or in a first tuple or list."""
+    try:
+        call = ast.parse(f"f({arguments})", mode="eval").body
+    except SyntaxError:
+        return []
+    given = call.args if isinstance(call, ast.Call) else []
+    return [ast.unparse(x) for x in (given[0].elts if given and isinstance(given[0], (ast.Tuple, ast.List)) else given)]
+
+
+def _random(p: Propagator, axes: Sequence[Axis]) -> None:
+    for axis in axes:
+        p.inexact(axis, "draws other random numbers when it grows")
+
+
 @rule(
-    "arange", "zeros", "ones", "full", "empty", "rand", "randn", "scalar_tensor", "linspace", "eye", "tril_indices",
-    "triu_indices", "new_zeros", "new_ones", "new_full", "new_empty", "randint", "randperm", "tensor", "range",
+    "arange", "scalar_tensor", "linspace", "eye", "tril_indices", "triu_indices", "randint", "randperm", "tensor",
+    "range",
 )  # fmt: skip
-def create(p: Propagator, *args: Any, **kwargs: Any) -> Any:
-    """A tensor whose size is a number in the code."""
-    return frozen_like(p.node.meta["val"], f"{p.where()} creates a tensor of fixed size")
+def enumerate_(p: Propagator, *args: Any, **kwargs: Any) -> Any:
+    """A tensor of a fixed size, whose entries depend on their position."""
+    return p.frozen_like(p.node.meta["val"], f"{p.where()} creates a tensor of fixed size")
+
+
+@rule("sym_size", "sym_numel", "sym_stride", "sym_storage_offset")
+def sizes(p: Propagator, *args: Any) -> Any:
+    """A size as a number."""
+    return p.frozen_like(p.node.meta["val"], "")
 
 
 @rule(

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from auxin.graph.axes import Axis, MismatchError, concat, cut, is_frozen, product
-from auxin.graph.propagate import Propagator, Value, rule
+import torch
+
+from auxin.graph.axes import Axis, MismatchError, concat, cut, freeze, is_frozen, product
+from auxin.graph.propagate import DataSize, Propagator, Value, rule
 from auxin.graph.rules_shape import unsqueeze
 
 
@@ -22,6 +24,9 @@ def cat(p: Propagator, values: Sequence[Value], dim: int = 0) -> Value:
             if d != dim:
                 p.unify(values[0].axes[d], value.axes[d])
     axes = list(values[0].axes)
+    for axis, why in p.unsure:
+        if any(value.axes[dim] == axis for value in values):  # it may well be what the others lack
+            freeze(axis, why)
     axes[dim] = concat(*(value.axes[dim] for value in values))
     sources = [s for value in values for s in value.sources] if all(value.pure for value in values) else []
     layouts = {value.layout for value in values}
@@ -43,7 +48,7 @@ def chunk(p: Propagator, x: Value, chunks: Any, dim: int = 0) -> Any:
         return split(p, x, [b - a for a, b in pairwise(bounds)], dim)
     if size % chunks:
         p.freeze(x.axes[dim], "cuts it into unequal parts")
-        return _parts(p, x, dim, [p.fresh(int(v.shape[dim]), "an unequal part") for v in p.node.meta["val"]])
+        return _parts(p, x, dim, [p.fresh(v.shape[dim], "an unequal part") for v in p.node.meta["val"]])
     part = p.fresh(size // chunks)
     p.unify(x.axes[dim], product(p.fresh(chunks, "a fixed number of parts"), part))
     return _parts(p, x, dim, [part] * chunks)
@@ -62,6 +67,9 @@ def split(p: Propagator, x: Value, sizes: Any, dim: int = 0) -> Any:
             p.unify(x.axes[dim], product(p.fresh(len(sizes), "a fixed number of parts"), part))
             p.literal(given, part)
             return _parts(p, x, dim, [part] * len(sizes))
+    if any(isinstance(n, DataSize) for n in sizes):
+        p.freeze(x.axes[dim], "cuts it where the data say")
+        return _parts(p, x, dim, [p.fresh(n, "a part of a frozen axis") for n in sizes])
     rest, parts = x.axes[dim], []
     for n in sizes[:-1]:
         head, rest = _cut(p, rest, n)
@@ -91,12 +99,17 @@ def slice_(p: Propagator, x: Value, dim: int = 0, start: Any = None, end: Any = 
     dim %= len(x.axes)
     axis = x.axes[dim]
     size = axis.size
+    taken = p.output_shape()[dim]
+    if any(isinstance(n, DataSize) for n in (start, end, taken)):
+        p.freeze(axis, "takes a range of it that depends on the data")
+        return _parts(p, x, dim, [p.fresh(taken, "a part of a frozen axis")])[0]
+    length = None
     if p.operator_name() == "narrow":
-        end = start + end
+        length, end = end, start + end
+    given = start or 0, size if end is None else end
     start, end, _ = slice(start, end, step).indices(size)
     if (start, end, step) == (0, size, 1):
         return x
-    taken = p.output_shape()[dim]
     if is_frozen(axis):
         part = p.fresh(taken, "a part of a frozen axis")
     elif step > 1 and size % step == 0 and start < step and taken == size // step:
@@ -106,14 +119,19 @@ def slice_(p: Propagator, x: Value, dim: int = 0, start: Any = None, end: Any = 
         p.freeze(axis, "takes every n-th index of it")
         part = p.fresh(taken, "a part of a frozen axis")
     else:
-        part = axis
+        part, rest = axis, []
         if end < size:
-            part, _ = _cut(p, part, end)
+            part, tail = _cut(p, part, end)
+            rest = [tail]
             p.literal(end, part, firm=True)
+            p.freeze_written(abs(given[1]), tail if given[1] < 0 else part)
         if start > 0:
             head, part = _cut(p, part, start)
             p.literal(start, head, firm=True)
             p.literal(end - start, part, firm=True)
+            p.freeze_written(abs(given[0]), *([part, *rest] if given[0] < 0 else [head]))
+        if length is not None:
+            p.freeze_written(length, part)
     return _parts(p, x, dim, [part])[0]
 
 
@@ -132,33 +150,117 @@ def unbind(p: Propagator, x: Value, dim: int = 0) -> tuple[Value, ...]:
     return tuple(select(p, x, dim, i) for i in range(x.axes[dim].size))
 
 
-@rule("index")
+@rule("index", "_unsafe_index")
 def index(p: Propagator, x: Value, indices: Sequence[Any], *args: Any) -> Value:
-    """Look indices up along some dimensions, which may not grow."""
-    used = [d for d, item in enumerate(indices) if item is not None]
-    for d in used:
-        p.freeze(x.axes[d], "looks indices of it up by number")
-    shape = p.output_shape()
+    """Look entries up along some dimensions by number or by a mask; those may not grow."""
+    places = _looked_up(p, x, indices)
+    axes = [
+        p.fresh(n, "looked up by number") if d is None else x.axes[d]
+        for d, n in zip(places, p.output_shape(), strict=True)
+    ]
+    return x.with_axes(places, axes)
+
+
+def _looked_up(p: Propagator, x: Value, indices: Sequence[Any]) -> list[int | None]:
+    """Freeze the dimensions that are looked up, and the indices themselves.
+
+    Args:
+        p: The propagator.
+        x: The tensor.
+        indices: One item for each leading dimension, or None; a mask stands for as many as it has itself.
+
+    Returns:
+        For each dimension of what is found, the one of ``x`` that it is, or None for what is looked up.
+    """
+    used: list[int] = []
+    d = rank = 0
+    nodes: Any = p.node.args[1]
+    for item, node in zip(indices, nodes, strict=True):
+        if item is None:
+            d += 1
+            continue
+        mask = node.meta["val"].dtype in (torch.bool, torch.uint8)
+        width = len(item.axes) if mask else 1
+        rank = max(rank, 1 if mask else len(item.axes))
+        for axis in (*x.axes[d : d + width], *item.axes):
+            p.freeze(axis, "selects entries of it by a mask" if mask else "looks indices of it up by number")
+        used += range(d, d + width)
+        d += width
     kept = [d for d in range(len(x.axes)) if d not in used]
-    width = len(shape) - len(kept)
-    place = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
-    before, after = [d for d in kept if d < place], [d for d in kept if d >= place]
-    looked_up = [p.fresh(n, "looked up by number") for n in shape[len(before) : len(before) + width]]
-    order = [*before, *(None for _ in looked_up), *after]
-    axes = [*(x.axes[d] for d in before), *looked_up, *(x.axes[d] for d in after)]
+    # Indices with a gap between them put what they find first.
+    place = used[0] if used and used == list(range(used[0], used[-1] + 1)) else 0
+    return [*(d for d in kept if d < place), *(None for _ in range(rank)), *(d for d in kept if d >= place)]
+
+
+@rule("index_put", "_unsafe_index_put", "_index_put_impl")
+def index_put(p: Propagator, x: Value, indices: Sequence[Any], values: Value, *args: Any) -> Value:
+    """Write entries along some dimensions by number or by a mask; the others hold the same units in both."""
+    places = _looked_up(p, x, indices)
+    for back, axis in enumerate(reversed(values.axes), 1):
+        d = places[-back]
+        if d is None:
+            p.freeze(axis, "writes it to places given by number")
+        elif axis.size == x.axes[d].size:
+            p.unify(x.axes[d], axis)
+        else:
+            p.freeze(axis, "stretches it from size one")
+    return x
+
+
+@rule("index_select")
+def index_select(p: Propagator, x: Value, dim: int, places: Value) -> Value:
+    """Look indices up along one dimension."""
+    axes = list(x.axes)
+    for axis in (axes[dim], *places.axes):
+        p.freeze(axis, "looks indices of it up by number")
+    axes[dim] = p.fresh(p.output_shape()[dim], "looked up by number")
+    return x.with_axes([None if d == dim % len(axes) else d for d in range(len(axes))], axes)
+
+
+@rule("gather", "take_along_dim")
+def gather(p: Propagator, x: Value, dim: Any, index: Any = None, **kwargs: Any) -> Any:
+    """Look indices up along one dimension, in each entry of the others alone."""
+    stretched = p.operator_name() == "take_along_dim"  # it takes the index first, and broadcasts
+    if stretched:
+        dim, index = index, dim
+    if dim is None:
+        return p._unknown((x, index), kwargs)
+    axes: list[Axis] = []
+    order: list[int | None] = []
+    for d, (mine, other) in enumerate(zip(x.axes, index.axes, strict=True)):
+        looked_up = d == dim % len(x.axes)
+        if looked_up:
+            p.freeze(mine, "looks indices of it up by number")
+            p.freeze(other, "has the places to look up along it")
+        elif mine.size == other.size:
+            p.unify(mine, other)
+        elif stretched:
+            p.freeze(mine if mine.size == 1 else other, "stretches it from size one")
+        else:
+            p.freeze(mine, "reads a part of it")
+            p.freeze(other, "reads a part of another axis")
+        whole = not looked_up and (mine.size == other.size or (stretched and other.size == 1))
+        axes.append(mine if whole else other)
+        order.append(d if whole else None)
     return x.with_axes(order, axes)
 
 
-@rule("index_select", "gather", "take_along_dim")
-def index_select(p: Propagator, x: Value, dim: Any, places: Any, *args: Any, **kwargs: Any) -> Value:
-    """Look indices up along one dimension (gather: every dimension must match the index tensor)."""
-    name = p.operator_name()
-    frozen = [int(dim) % len(x.axes)] if name == "index_select" else range(len(x.axes))
-    axes = list(x.axes)
-    for d in frozen:
-        p.freeze(axes[d], "looks indices of it up by number")
-        axes[d] = p.fresh(p.output_shape()[d], "looked up by number")
-    return x.with_axes(range(len(axes)), axes)
+@rule("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "index_reduce")
+def scatter(p: Propagator, x: Value, dim: int, *args: Any, **kwargs: Any) -> Value:
+    """Write to places along one dimension given by number; the others hold the same units in all tensors."""
+    for d, axis in enumerate(x.axes):
+        if d == dim % len(x.axes):
+            p.freeze(axis, "writes to places of it given by number")
+    for value in (*args, *kwargs.values()):
+        for d, axis in enumerate(value.axes if isinstance(value, Value) else ()):
+            if d == dim % len(x.axes) or len(value.axes) < len(x.axes):  # the index of index_add is a vector
+                p.freeze(axis, "writes along it to places given by number")
+            elif axis.size == x.axes[d].size:
+                p.unify(x.axes[d], axis)
+            else:
+                p.freeze(x.axes[d], "writes a part of it")
+                p.freeze(axis, "writes to a part of another axis")
+    return x
 
 
 @rule("glu")

@@ -9,6 +9,7 @@ from torch import nn
 
 from auxin.graph.axes import Axis, product
 from auxin.graph.propagate import Propagator, Value, grouped, rule
+from auxin.graph.rules import broadcast
 
 
 def contract(p: Propagator, values: Sequence[Value], labels: Sequence[str], out: str) -> Value:
@@ -104,7 +105,7 @@ def _letters(n: int) -> str:
     return "abcdefghijklmnop"[:n]
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def matmul(p: Propagator, a: Value, b: Value, *args: Any) -> Value:
     """Batched matrix product; leading dimensions are broadcast."""
     rank_a, rank_b = len(a.axes), len(b.axes)
@@ -146,6 +147,56 @@ def einsum(p: Propagator, equation: str, values: Sequence[Value], *args: Any, **
     if any(len(set(t)) < len(t) for t in terms):
         return p._unknown(tuple(values), {})
     return contract(p, tuple(values), terms, out.replace("...", dots))
+
+
+@rule("tensordot")
+def tensordot(p: Propagator, a: Value, b: Value, dims_a: Sequence[int], dims_b: Sequence[int], *args: Any) -> Value:
+    """Sum over pairs of dimensions; the others of a, then the others of b remain."""
+    letters = _letters(len(a.axes) + len(b.axes))
+    left, right = list(letters[: len(a.axes)]), list(letters[len(a.axes) :])
+    for i, j in zip(dims_a, dims_b, strict=True):
+        right[j] = left[i]
+    out = [x for x in left if x not in right] + [x for x in right if x not in left]
+    return contract(p, (a, b), ("".join(left), "".join(right)), "".join(out))
+
+
+@rule("inner")
+def inner(p: Propagator, a: Value, b: Value) -> Any:
+    """Sum over the last dimensions of both."""
+    if not a.axes or not b.axes:
+        return broadcast(p, (a, b), p.output_shape())
+    return tensordot(p, a, b, [-1], [-1])
+
+
+@rule("outer", "ger")
+def outer(p: Propagator, a: Value, b: Value) -> Value:
+    """Every entry of one vector times every entry of another."""
+    both = (a.with_axes([0, None], a.axes), b.with_axes([None, 0], b.axes))
+    sources = [source for value in both for source in value.sources] if a.pure and b.pure else []
+    return Value((a.axes[0], b.axes[0]), tuple(sources))
+
+
+@rule("cosine_similarity", "pairwise_distance")
+def similarity(p: Propagator, a: Value, b: Value, *args: Any, **kwargs: Any) -> Value:
+    """Compare along one dimension: nothing silences a new unit there."""
+    cosine = p.operator_name() == "cosine_similarity"
+    dim = kwargs.get("dim", args[0] if args else 1) if cosine else -1
+    backs = range(-max(len(a.axes), len(b.axes)), 0)
+    shape = [max(value.axes[back].size for value in (a, b) if len(value.axes) >= -back) for back in backs]
+    axes = list(broadcast(p, (a, b), shape).axes)
+    p.inexact(axes[dim], "sums over it")
+    kept = [p.fresh(1, "a reduced axis")] if len(p.output_shape()) == len(axes) else []
+    axes[dim : dim % len(axes) + 1] = kept
+    return Value(tuple(axes))
+
+
+@rule("cdist", "_cdist_forward", "_euclidean_dist")
+def cdist(p: Propagator, a: Value, b: Value, *args: Any) -> Value:
+    """Distances between all rows of a and all rows of b: nothing silences a new unit there."""
+    p.unify(a.axes[-1], b.axes[-1])
+    p.inexact(a.axes[-1], "sums over it")
+    batch = broadcast(p, [Value(value.axes[:-2]) for value in (a, b)], p.output_shape()[:-2])
+    return Value((*batch.axes, a.axes[-2], b.axes[-2]))
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -216,6 +267,83 @@ def embedding(p: Propagator, weight: Value, index: Value, *args: Any) -> Value:
     p.tag(weight, 1, "producer")
     p.attribute(nn.Embedding, embedding_dim=weight.axes[1])
     return Value((*index.axes, weight.axes[1]), (), "linear")
+
+
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(p: Propagator, weight: Value, index: Value, *args: Any) -> tuple[Any, ...]:
+    """Rows of a table by index, those of a bag taken together."""
+    for value in (Value(weight.axes[:1]), index, *args):
+        for axis in value.axes if isinstance(value, Value) else ():
+            p.freeze(axis, "looks rows up by number")
+    p.tag(weight, 1, "producer")
+    p.attribute(nn.EmbeddingBag, embedding_dim=weight.axes[1])
+    _, *rest = p.frozen_like(p.node.meta["val"], "describes bags of rows that are looked up by number")
+    return Value((p.fresh(p.output_shape()[0], "a number of bags"), weight.axes[1]), (), "linear"), *rest
+
+
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+"""Blocks of rows in the weights of a recurrent layer, one for each gate."""
+
+
+@rule(*GATES)
+def recurrent(
+    p: Propagator, x: Value, hx: Any, weights: Any, biased: Any, layers: int, dropout: float, train: bool,
+    bidirectional: bool, batch_first: bool = False,
+) -> Any:  # fmt: skip
+    """A recurrent layer: W_ih x + W_hh h + b for (gates·hidden) rows, with one hidden size for all its layers."""
+    if not isinstance(weights, (list, tuple)):  # packed sequences
+        return p._unknown((x, hx, weights, biased), {})
+    name = p.operator_name()
+    states = list(hx) if name == "lstm" else [hx]
+    time, batch = (x.axes[1], x.axes[0]) if batch_first else (x.axes[0], x.axes[1])
+    p.freeze(time, "runs along it")
+    for state in states:
+        p.freeze(state.axes[0], "has one state for each layer")
+        p.unify(state.axes[1], batch)
+    directions = 2 if bidirectional else 1
+    each = len(weights) // (layers * directions)
+    projected = len(states) == 2 and each % 2 == 1
+    hidden, state = states[-1].axes[-1], states[0].axes[-1]
+    if not projected:
+        p.unify(hidden, state)
+    y = x
+    for layer in range(layers):
+        for direction in range(directions):
+            start = (layer * directions + direction) * each
+            inner = Value((*x.axes[:-1], state))
+            _gates(p, GATES[name], y, inner, hidden, weights[start : start + (4 if biased else 2)])
+            if projected:
+                p.unify(state, linear(p, Value((*x.axes[:-1], hidden)), weights[start + each - 1]).axes[-1])
+        out = product(p.fresh(2, "the two directions"), state) if bidirectional else state
+        y = Value((*x.axes[:-1], out))
+    sizes = {"proj_size": state} if projected else {}
+    p.attribute(nn.RNNBase, input_size=x.axes[-1], hidden_size=hidden, **sizes)
+    return (y, *(Value((p.fresh(layers * directions, "one for each layer"), *h.axes[1:])) for h in states))
+
+
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def recurrent_cell(p: Propagator, x: Value, hx: Any, *weights: Any) -> Any:
+    """One step of a recurrent layer."""
+    name = p.operator_name()
+    states = list(hx) if name == "lstm_cell" else [hx]
+    hidden = states[-1].axes[-1]
+    for state in states:
+        p.unify(state.axes[0], x.axes[0])
+        p.unify(state.axes[-1], hidden)
+    _gates(p, GATES[name.removesuffix("_cell")], x, states[0], hidden, weights)
+    p.attribute(nn.RNNCellBase, input_size=x.axes[-1], hidden_size=hidden)
+    return tuple(states) if name == "lstm_cell" else hx
+
+
+def _gates(p: Propagator, gates: int, x: Value, h: Value, hidden: Axis, weights: Sequence[Any]) -> None:
+    """Compute W_ih x + b_ih and W_hh h + b_hh; an index of their rows is a gate and a hidden unit."""
+    biases = [*weights[2:], None, None]
+    rows = grouped(p.fresh(gates, "a fixed number of gates"), hidden) if gates > 1 else hidden
+    batch = _letters(len(x.axes) - 1)
+    for value, weight, bias in zip((x, h), weights[:2], biases, strict=False):
+        y = contract(p, (value, weight), (f"{batch}I", "OI"), f"{batch}O")
+        p.unify(y.axes[-1], rows)
+        _bias(p, y.axes[-1], bias)
 
 
 @rule("scaled_dot_product_attention")

@@ -78,10 +78,11 @@ def _new_axis(p: Propagator, size: int) -> Axis:
 
 
 @rule("view", "reshape", "_unsafe_view")
-def reshape(p: Propagator, x: Value, sizes: Any, *args: Any) -> Value:
+def reshape(p: Propagator, x: Value, sizes: Any, *args: Any) -> Any:
     """New sizes over the same elements in the same order."""
-    if not isinstance(sizes, (list, tuple)):
-        return x
+    if not isinstance(sizes, (list, tuple)):  # another dtype; its entries may be wider
+        same = p.output_shape() == tuple(axis.size for axis in x.axes)
+        return x if same else p._unknown((x,), {})
     return _reshaped(p, x, reshape_axes(p, x.axes, p.output_shape(), list(sizes)))
 
 
@@ -186,19 +187,30 @@ def expand(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Value:
     """Repeat dimensions of size one without copying."""
     shape = p.output_shape()
     given = list(args[0]) if args and isinstance(args[0], (list, tuple)) else [-1] * len(shape)
+    other = args[0] if args and isinstance(args[0], Value) else None
     missing = len(shape) - len(x.axes)
     axes: list[Axis] = []
     order: list[int | None] = []
     for d, size in enumerate(shape):
         old = x.axes[d - missing] if d >= missing else None
         if old is not None and old.size == size:
+            if other is not None:
+                p.unify(old, other.axes[d])
+            elif given[d] != -1:
+                p.literal(given[d], old)
             axes.append(old)
             order.append(d - missing)
             continue
         if old is not None:
             p.freeze(old, "stretches it from size one")
+        if other is not None:  # as many copies as the other has units
+            axes.append(other.axes[d])
+            order.append(None)
+            continue
         new = p.fresh(size)
         p.literal(size if given[d] == -1 else given[d], new, kind="copies")
+        if size > 1:
+            p.freeze_written(size, new)
         axes.append(new)
         order.append(None)
     return x.with_axes(order, axes, x.layout if not missing else None)
@@ -224,13 +236,18 @@ def repeat(p: Propagator, x: Value, repeats: Sequence[int]) -> Value:
 
 
 @rule("repeat_interleave")
-def repeat_interleave(p: Propagator, x: Value, repeats: Any, dim: Any = None, **kwargs: Any) -> Any:
+def repeat_interleave(p: Propagator, x: Value, repeats: Any = None, dim: Any = None, **kwargs: Any) -> Any:
     """Lay copies of each unit side by side: (units·copies)."""
+    axes = list(x.axes)
+    if isinstance(repeats, Value) and dim is not None:
+        for axis in (axes[dim], *repeats.axes):
+            p.freeze(axis, "copies each entry of it as often as the data say")
+        axes[dim] = p.fresh(p.output_shape()[dim], "copied as often as the data say")
+        return x.with_axes([None if d == dim % len(axes) else d for d in range(len(axes))], axes)
     if not isinstance(repeats, int) or dim is None:
         return p._unknown((x, repeats), kwargs)
     copies = p.fresh(repeats, None if repeats > 1 else "an inserted axis of size one")
     p.literal(repeats, copies, kind="copies")
-    axes = list(x.axes)
     axes[dim] = product(axes[dim], copies)
     return x.with_axes(range(len(axes)), axes)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from auxin.errors import ConfigError
@@ -57,15 +60,37 @@ def build(name: str, **kwargs: Any) -> nn.Module:
         _check_arguments(name, factory, kwargs)
         try:
             model = factory(**kwargs)
-        except Exception as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"Building model {name!r} failed with {type(error).__name__}: {error}") from error
+        except ConfigError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"Building model {name!r} failed with {_told(error)}; correct the factory.") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"Model factory {name!r} returned a {type(model).__name__}; it must return a torch.nn.Module."
         )
     return model
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python, NumPy and torch for what is built inside, such as a model, and put their states back afterwards.
+
+    Args:
+        seed: Any whole number.
+
+    Yields:
+        None, with the seeds set.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 @contextmanager
@@ -112,8 +137,12 @@ def _import(name: str) -> ModuleType:
         else:
             message = f"Module {name!r} imports {error.name!r}, which is not installed."
         raise ConfigError(message) from error
-    except Exception as error:
-        raise ConfigError(f"Importing module {name!r} failed with {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"Importing module {name!r} failed with {_told(error)}; correct the module.") from error
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).rstrip('.')}"
 
 
 def _check_arguments(name: str, factory: Factory, kwargs: dict[str, Any]) -> None:

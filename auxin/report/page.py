@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,7 +25,7 @@ from auxin.report.facts import duration, facts, headline
 from auxin.report.gallery import Gallery, make_gallery
 from auxin.report.models import images_of
 from auxin.report.svg import inline
-from auxin.training.checkpoint import write_durably
+from auxin.training.checkpoint import write_atomically
 
 WIDE, NARROW = 1000.0, 400.0
 """Widths in CSS pixels of figures that have a variant for phones; the others are drawn at 480 for both."""
@@ -99,9 +98,7 @@ def write_report(
         refresh=None if record.finished else REFRESH_SECONDS,
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
-    draft = record.folder.report.with_name(record.folder.report.name + ".part")
-    write_durably(draft, text.encode())
-    os.replace(draft, record.folder.report)
+    write_atomically(record.folder.report, text.encode())
     return record.folder.report
 
 

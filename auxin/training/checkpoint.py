@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -98,11 +99,9 @@ def save(checkpoint: Checkpoint, manifest: Path) -> Path:
         _sync_folder(manifest.parent)
     except OSError as error:
         for leftover in (tensor_file, draft):
-            leftover.unlink(missing_ok=True)
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+            _discard(leftover)
         raise CheckpointError(
-            f"Checkpoint {manifest} could not be written because {reason}; the one before it is intact, "
-            "so make room and run auxin resume."
+            f"Checkpoint {not_written(manifest, error)} and run auxin resume; the one before it is intact."
         ) from error
     _clean(manifest, tensor_file.name)
     return manifest
@@ -121,12 +120,12 @@ def load(manifest: Path) -> Checkpoint:
         CheckpointError: If it is missing, damaged, truncated, of another format or of another version.
     """
     document = _read_manifest(manifest)
-    tensors = _read_tensors(manifest, document["tensors"])
     # A field with a default is newer than the file, if the file lacks it.
     known = [f.name for f in fields(Checkpoint) if f.name in document or f.default_factory is f.default is MISSING]
     try:
+        tensors = _read_tensors(manifest, document["tensors"])
         values = {name: _put_tensors(document[name], tensors) for name in known}
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"Checkpoint {manifest} is incomplete: it has no {error}; use another one.") from error
     return Checkpoint(**values)
 
@@ -189,6 +188,42 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put a file in place in one step: whenever the process is killed, the old file or the new one is there, whole.
+
+    Args:
+        path: The file; replaced where it exists.
+        data: Its whole content.
+
+    Raises:
+        CheckpointError: If it cannot be written, for example because the disk is full; the old file is untouched.
+    """
+    draft = path.with_name(path.name + ".part")
+    try:
+        write_durably(draft, data)
+        os.replace(draft, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        _discard(draft)
+        raise CheckpointError(f"{not_written(path, error)} and try again.") from error
+
+
+def not_written(path: Path, error: OSError) -> str:
+    """Return the beginning of a sentence: why a file could not be written, and what to do first.
+
+    Args:
+        path: The file.
+        error: What writing it raised.
+
+    Example:
+        >>> not_written(Path("a.json"), OSError(errno.ENOSPC, "No space left on device"))
+        'a.json could not be written because the disk is full: make room'
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path} could not be written because the disk is full: make room"
+    return f"{path} could not be written ({error.strerror or error}): check its folder"
+
+
 def remove(manifest: Path) -> None:
     """Remove a checkpoint, the manifest first, so that a kill leaves no manifest without tensors.
 
@@ -197,6 +232,11 @@ def remove(manifest: Path) -> None:
     """
     manifest.unlink(missing_ok=True)
     _clean(manifest, "")
+
+
+def _discard(draft: Path) -> None:
+    with suppress(OSError):  # the disk may have become read-only
+        draft.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

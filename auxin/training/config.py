@@ -6,10 +6,13 @@ A long file: most of it documents fields, and that text is the command line's he
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import re
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import jsonargparse
@@ -24,6 +27,12 @@ from auxin.similarity import Similarity
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise ConfigError(sentence)
+
+
+def _whole(name: str, value: int | str) -> int:
+    number = parse_number(str(value))
+    _require(math.isfinite(number), f"{name} is {value}: give a smaller number.")
+    return round(number)
 
 
 @dataclass
@@ -110,6 +119,11 @@ class OptimizerConfig:
             self.name != "sgd" or not self.nesterov or self.momentum > 0,
             "optimizer.nesterov needs optimizer.momentum above 0: set one of them.",
         )
+        _require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optimizer.betas is {list(self.betas)}: give two values from 0 to below 1.",
+        )
+        _require(self.eps >= 0, f"optimizer.eps is {self.eps}: give 0 or more, such as 1e-8.")
         _require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}: give 0 or more.")
 
 
@@ -311,7 +325,7 @@ class GrowthConfig:
     plan: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.count = round(parse_number(str(self.count)))
+        self.count = _whole("growth.count", self.count)
         _require(self.every >= 1, f"growth.every is {self.every}: give at least 1 epoch.")
         _require(self.ratio > 0, f"growth.ratio is {self.ratio}: give a share above 0, such as 0.35.")
         _require(self.count >= 1, f"growth.count is {self.count}: give at least 1.")
@@ -344,7 +358,7 @@ class TargetConfig:
         for name in ("params", "flops"):
             value = getattr(self, name)
             if value is not None:
-                number = round(parse_number(str(value)))
+                number = _whole(f"target.{name}", value)
                 _require(number >= 1, f"target.{name} is {value}: give at least 1, or null.")
                 setattr(self, name, number)
         _require(
@@ -458,7 +472,23 @@ def load_config(arguments: Sequence[str], parser: jsonargparse.ArgumentParser | 
         3
     """
     parser = parser or make_parser()
-    return _instantiate(parser, lambda: parser.parse_args(list(arguments)), parser)
+    try:
+        return _instantiate(parser, lambda: parser.parse_args(list(arguments)), parser)
+    except ConfigError:
+        _require_yaml(arguments)
+        raise
+
+
+def _require_yaml(arguments: Sequence[str]) -> None:
+    # The parser's own message does not say which file is broken.
+    files = [word for option, word in pairwise(arguments) if option == "--config"]
+    files += [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
+    for name in filter(os.path.isfile, files):
+        try:
+            with open(name, "rb") as file:
+                yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name} is not usable YAML: {' '.join(str(error).split())}.") from error
 
 
 def _instantiate(parser: jsonargparse.ArgumentParser, parse: Any, names: jsonargparse.ArgumentParser) -> RunConfig:

@@ -7,7 +7,6 @@ single vector, and factorisations such as the SVD are not counted.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from auxin.graph.capture import evaluation, unwrap
+from auxin.graph.capture import copied, evaluation, unwrap
 from auxin.types import LossFn
 
 Kind = Literal["training", "validation", "scoring", "surgery"]
@@ -71,7 +70,7 @@ def training_flops(model: nn.Module, images: Tensor, labels: Tensor, loss_fn: Lo
         >>> training_flops(model, torch.zeros(2, 3), labels, nn.functional.cross_entropy)  # the input needs no gradient
         96
     """
-    twin = copy.deepcopy(unwrap(model)).float().train()
+    twin = copied(unwrap(model)).float().train()
     twin.zero_grad(set_to_none=True)
     images = images.detach().float() if images.is_floating_point() else images
     gpus = [images.device.index] if images.is_cuda else []
@@ -96,7 +95,7 @@ def latency_ms(model: nn.Module, example: Tensor, repeats: int = 30) -> float:
     Returns:
         Milliseconds.
     """
-    twin, image = copy.deepcopy(unwrap(model)).eval(), example[:1]
+    twin, image = copied(unwrap(model)).eval(), example[:1]
     threads, times = torch.get_num_threads(), []
     torch.set_num_threads(1)
     try:

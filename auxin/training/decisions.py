@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from auxin.errors import CheckpointError
-from auxin.training.checkpoint import write_durably
+from auxin.training.checkpoint import write_atomically
 
 
 def decisions_of(grower: Any) -> list[dict[str, Any]]:
@@ -27,16 +25,8 @@ def write(path: Path, decisions: Sequence[Mapping[str, Any]]) -> None:
     Args:
         path: The file.
         decisions: What ``decisions_of`` returned, and the run's own.
-
-    Raises:
-        CheckpointError: If the disk does not take it.
     """
-    draft = path.with_name(path.name + ".part")
-    try:
-        write_durably(draft, "".join(json.dumps(decision) + "\n" for decision in decisions).encode())
-        os.replace(draft, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} could not be written: {error.strerror}; make room and resume.") from error
+    write_atomically(path, "".join(json.dumps(decision) + "\n" for decision in decisions).encode())
 
 
 def sentence(decision: Mapping[str, Any]) -> str:

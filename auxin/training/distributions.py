@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from auxin.errors import CheckpointError
 from auxin.grower import Grower
 from auxin.similarity import BINS, find_layers, histograms
-from auxin.training.checkpoint import write_durably
+from auxin.training.checkpoint import write_atomically
 
 
 def keep_distributions(path: Path, grower: Grower, number: int, before: Mapping[str, Tensor]) -> None:
@@ -24,9 +22,6 @@ def keep_distributions(path: Path, grower: Grower, number: int, before: Mapping[
         grower: Of the run, right after an event.
         number: Of that event in the run, 1 is the first.
         before: State dict of the model before that event.
-
-    Raises:
-        CheckpointError: If the disk does not take it.
     """
     refined = {layer.name: layer for layer in grower.refinement.layers} if grower.refinement else {}
     layers = find_layers(grower.model, graph=grower.graph)
@@ -44,12 +39,7 @@ def keep_distributions(path: Path, grower: Grower, number: int, before: Mapping[
         },
     }
     events = [known for known in read_distributions(path) if known["event"] < number]
-    draft = path.with_name(path.name + ".part")
-    try:
-        write_durably(draft, (json.dumps({"bins": BINS, "events": [*events, entry]}) + "\n").encode())
-        os.replace(draft, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} could not be written: {error.strerror}; make room and resume.") from error
+    write_atomically(path, (json.dumps({"bins": BINS, "events": [*events, entry]}) + "\n").encode())
 
 
 def read_distributions(path: Path) -> list[dict[str, Any]]:
@@ -61,10 +51,10 @@ def read_distributions(path: Path) -> list[dict[str, Any]]:
     Returns:
         One entry an event: its number (from 1), its epoch (from 0) and, for each layer, counts of pairs in equal bins
         from -1 to 1 before growth (None for a new layer), after growth and after refinement (None without one). Empty
-        where the file is absent or not readable.
+        where the file is absent or not readable; damaged entries are left out.
     """
     try:
-        events = json.loads(path.read_text(encoding="utf-8"))["events"]
+        events = list(json.loads(path.read_text(encoding="utf-8"))["events"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return list(events)
+    return [event for event in events if isinstance(event, dict) and {"event", "epoch", "layers"} <= event.keys()]

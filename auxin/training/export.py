@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import secrets
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from auxin.errors import CheckpointError, ConfigError
+from auxin.graph.capture import quiet_export
 from auxin.training import checkpoint as checkpoints
-from auxin.training.checkpoint import write_durably
+from auxin.training.checkpoint import not_written, write_durably
 from auxin.training.folder import RunFolder
 from auxin.training.ladder import load_model
 from auxin.training.provenance import versions
@@ -69,17 +71,20 @@ def export_model(run: RunFolder, chosen: Candidate, out: Path, force: bool = Fal
     model = load_model(chosen.path)
     program, any_batch = export_program(model, torch.zeros(2, *facts["shape"]))
     card = _card(run, chosen, saved, facts, any_batch)
+    # In memory first: where the disk is full, torch's own writer ends the process.
+    program_file = io.BytesIO()
+    torch.export.save(program, program_file)
     draft = out.with_name(f".{out.name}-{secrets.token_hex(4)}.part")
     try:
         draft.mkdir(parents=True)
-        torch.export.save(program, draft / PROGRAM)
+        write_durably(draft / PROGRAM, program_file.getvalue())
         weights = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
         write_durably(draft / WEIGHTS, safetensors.torch.save(weights, metadata={"format": "pt"}))
         write_durably(draft / CARD, (json.dumps(card, indent=2) + "\n").encode())
         write_durably(draft / README, _readme(card).encode())
         _put_in_place(draft, out)
     except OSError as error:
-        raise CheckpointError(f"{out} could not be written: {error.strerror or error}; make room and retry.") from error
+        raise CheckpointError(f"{not_written(out, error)} and try again.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return out
@@ -105,7 +110,7 @@ def export_program(model: nn.Module, images: Tensor) -> tuple[torch.export.Expor
         example = probe if any_batch else probe[:1]
         dynamic = ({0: torch.export.Dim("batch")},) if any_batch else None
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            with torch.no_grad(), warnings.catch_warnings(), quiet_export():
                 warnings.simplefilter("ignore")
                 program = torch.export.export(model, (example,), dynamic_shapes=dynamic, strict=False)
                 for batch in (example, torch.cat([probe, probe[:1]]))[: 1 + any_batch]:

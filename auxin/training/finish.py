@@ -9,9 +9,11 @@ from rich.console import Console
 from auxin.data import ImageData
 from auxin.errors import ConfigError
 from auxin.training import checkpoint as checkpoints
-from auxin.training.config import RunConfig, ScheduleConfig, TargetConfig, load_config
+from auxin.training.begun import config_of
+from auxin.training.config import RunConfig, ScheduleConfig, TargetConfig
 from auxin.training.folder import RunFolder
 from auxin.training.ladder import Rung, rungs
+from auxin.training.lock import alone_in
 from auxin.training.result import Result
 from auxin.training.trainer import Trainer
 
@@ -54,10 +56,11 @@ def finish(
         if place.result.exists():
             results.append(Result.read(place.result))
             continue
-        trainer = Trainer(config, place, data=data, console=console)
-        data = trainer.data
-        trainer.progress.label = f"rung {rung.name} ({index + 1}/{len(found)}) "
-        results.append(trainer.fit())
+        with alone_in(place.path):
+            trainer = Trainer(config, place, data=data, console=console)
+            data = trainer.data
+            trainer.progress.label = f"rung {rung.name} ({index + 1}/{len(found)}) "
+            results.append(trainer.fit())
     return results
 
 
@@ -93,7 +96,7 @@ def finishing_config(rung: Rung, epochs: int, lr: float | None = None) -> RunCon
 def _require_same(place: RunFolder, config: RunConfig) -> None:
     if not place.config.exists():
         return
-    old = load_config(["--config", str(place.config)])
+    old = config_of(place)
     if (old.train.epochs, old.optimizer.lr) != (config.train.epochs, config.optimizer.lr):
         raise ConfigError(
             f"{place.path} was begun with --finish {old.train.epochs} --lr {old.optimizer.lr:g}: "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from auxin.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -26,12 +28,19 @@ class RunFolder:
 
         Returns:
             The new, empty folder.
+
+        Raises:
+            ConfigError: If the parent is not a folder, such as a link to nowhere.
         """
+        try:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise ConfigError(f"{parent} is not a folder: choose another one for the runs.") from error
         number = 1
         while True:
             folder = Path(parent) / f"{name}-{number}"
             try:
-                folder.mkdir(parents=True)
+                folder.mkdir()
             except FileExistsError:
                 number += 1
             else:
@@ -85,3 +94,16 @@ class RunFolder:
     def result(self) -> Path:
         """What a finished run leaves: its claim, and how it came about."""
         return self.path / "result.json"
+
+    @property
+    def records(self) -> set[Path]:
+        """Those of its files that are there and that nothing else may replace."""
+        found = (
+            self.config,
+            self.metrics,
+            self.metrics.with_suffix(".csv"),
+            self.decisions,
+            self.similarity,
+            self.result,
+        )
+        return {path for path in found if self.config.exists() and path.exists()}

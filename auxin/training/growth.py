@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import jsonargparse
 import torch
 from torch import Tensor, nn
 
@@ -75,23 +77,14 @@ def make_grower(
 
     Returns:
         The grower.
-
-    Raises:
-        ConfigError: If there is no such method, or it has no such setting.
     """
     if config.method is None:
         return None
-    if config.method not in METHODS:
-        raise ConfigError(f"There is no growth method {config.method!r}: choose one of {', '.join(sorted(METHODS))}.")
-    try:
-        method: Method = replace(METHODS[config.method], **config.kwargs)  # type: ignore[type-var]
-    except TypeError as error:
-        raise ConfigError(f"growth.kwargs does not suit the method {config.method}: {error}.") from error
     grower = CountingGrower(
         model,
         optimizer,
         example,
-        method=method,
+        method=_method(config.method, config.kwargs),
         trigger=_trigger(config, scoring, seed),
         budget=_budget(config),
         until=config.until,
@@ -102,6 +95,19 @@ def make_grower(
     )
     grower.ledger = ledger or Ledger()
     return grower
+
+
+def _method(name: str, settings: Mapping[str, Any]) -> Method:
+    if name not in METHODS:
+        raise ConfigError(f"There is no growth method {name!r}: choose one of {', '.join(sorted(METHODS))}.")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(type(METHODS[name]), as_group=False)
+    try:
+        checked = parser.parse_object(dict(settings))
+        return replace(METHODS[name], **{key: checked[key] for key in settings})  # type: ignore[type-var]
+    except (ArgumentError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(f"growth.kwargs does not suit the method {name}: {reason}.") from error
 
 
 def written_out(config: GrowthConfig) -> GrowthConfig:

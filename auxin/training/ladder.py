@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from auxin.errors import CheckpointError
 from auxin.models import build
+from auxin.models.table import seeded
 from auxin.surgery import History
 from auxin.training import checkpoint as checkpoints
 from auxin.training.account import Account
@@ -59,22 +60,32 @@ def rung_path(folder: Path, number: int, best: bool = False) -> Path:
     return folder / f"rung-{number:02d}{'-best' if best else ''}.json"
 
 
-def rungs(folder: Path, best: bool = False) -> list[Rung]:
+def rungs(folder: Path, best: bool = False, damaged: Callable[[CheckpointError], object] | None = None) -> list[Rung]:
     """Return the rungs of a ladder, smallest size first.
 
     Args:
         folder: The ``ladder`` folder of a run.
         best: Whether also the best epoch of each size, where it was not the last; it follows the last one.
+        damaged: Called for each damaged rung, which is then left out.
 
     Returns:
         One entry per size; every checkpoint is verified.
 
     Raises:
-        CheckpointError: If one of them is damaged.
+        CheckpointError: If one of them is damaged, and ``damaged`` is not given.
     """
     matches = (re.fullmatch(r"rung-(\d+)(-best)?\.json", path.name) for path in folder.glob("rung-*.json"))
-    names = sorted((int(match[1]), bool(match[2])) for match in matches if match)
-    return [_rung(folder, number, is_best) for number, is_best in names if best or not is_best]
+    found = []
+    for number, is_best in sorted((int(match[1]), bool(match[2])) for match in matches if match):
+        if is_best and not best:
+            continue
+        try:
+            found.append(_rung(folder, number, is_best))
+        except CheckpointError as error:
+            if damaged is None:
+                raise
+            damaged(error)
+    return found
 
 
 def _rung(folder: Path, number: int, best: bool) -> Rung:
@@ -158,21 +169,23 @@ def load_model(manifest: Path | str, base: nn.Module | None = None) -> nn.Module
         CheckpointError: If the checkpoint is damaged, or the base model is not the one it was trained from.
     """
     saved = checkpoints.load(Path(manifest))
-    model = build_base(saved.config["model"]) if base is None else copy.deepcopy(base)
+    model = build_base(saved.config["model"], saved.config["train"]["seed"]) if base is None else copy.deepcopy(base)
     restore_model(model, saved)
     return model.eval()
 
 
-def build_base(model: Mapping[str, Any]) -> nn.Module:
+def build_base(model: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """Return the model of a configuration before its first event.
 
     Args:
         model: ``ModelConfig`` as plain data, with ``num_classes`` and ``in_channels`` filled in.
+        seed: Seed of the run: a factory of the user's own may draw its shape too.
 
     Returns:
         The model, freshly initialised.
     """
-    return build(model["name"], **model["kwargs"])
+    with seeded(seed):
+        return build(model["name"], **model["kwargs"])
 
 
 def restore_model(model: nn.Module, saved: Checkpoint) -> History:

@@ -117,7 +117,8 @@ def _require_finite(losses: Tensor, epoch: int, steps: int) -> None:
     bad = (~torch.isfinite(losses)).nonzero()
     if len(bad):
         step = int(bad[0])
+        remedy = "the last checkpoint is still good, so go on from it" if epoch else "begin again"
         raise TrainingError(
-            f"The loss became {losses[step].item()} at epoch {epoch + 1}, step {step + 1} of {steps}: the last "
-            "checkpoint is still good, so go on from it with a lower --optimizer.lr or a --train.clip_norm of 1."
+            f"The loss became {losses[step].item()} at epoch {epoch + 1}, step {step + 1} of {steps}: {remedy} with a "
+            "lower --optimizer.lr or a --train.clip_norm of 1."
         )

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from auxin.errors import CheckpointError
+from auxin.training.checkpoint import not_written, write_atomically
 
 
 class MetricsLog:
@@ -23,13 +23,18 @@ class MetricsLog:
         path: The JSON-lines file; the CSV of the same name lies beside it.
         tensorboard: Folder of TensorBoard's event files.
         epochs_done: Epochs of the checkpoint that the run goes on from; later rows are dropped.
+
+    Attributes:
+        rows: All rows so far.
+        note: Which file keeps the lines that could not be read, or an empty text.
     """
 
     def __init__(self, path: Path, tensorboard: Path, epochs_done: int = 0) -> None:
         self.path = path
+        self.note = _keep_damaged(path)
         self.rows = [row for row in read_rows(path) if row["epoch"] < epochs_done]
-        self._rewrite(path, "".join(map(_line, self.rows)))
-        self._rewrite(path.with_suffix(".csv"), _table(self.rows))
+        write_atomically(path, "".join(map(_line, self.rows)).encode())
+        write_atomically(path.with_suffix(".csv"), _table(self.rows).encode())
         # purge_step hides what a killed run wrote after its last checkpoint.
         self._writer = SummaryWriter(str(tensorboard), purge_step=epochs_done)
 
@@ -46,12 +51,10 @@ class MetricsLog:
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(_line(row))
-            # Rewritten whole: a later epoch may bring a new column.
-            self._rewrite(self.path.with_suffix(".csv"), _table(self.rows))
         except OSError as error:
-            raise CheckpointError(
-                f"Metrics could not be written to {self.path}: {error.strerror}; make room and run auxin resume."
-            ) from error
+            raise CheckpointError(f"{not_written(self.path, error)} and run auxin resume.") from error
+        # Rewritten whole: a later epoch may bring a new column.
+        write_atomically(self.path.with_suffix(".csv"), _table(self.rows).encode())
         for name, value in row.items():
             if name != "epoch":
                 self._writer.add_scalar(name, value, int(row["epoch"]))
@@ -61,15 +64,9 @@ class MetricsLog:
         """Close TensorBoard's file."""
         self._writer.close()
 
-    @staticmethod
-    def _rewrite(path: Path, text: str) -> None:
-        draft = path.with_name(path.name + ".part")
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a JSON-lines metrics file, up to the first line that a kill cut short.
+    """Read the rows of a JSON-lines metrics file, without damaged lines, such as one that a kill cut short.
 
     Args:
         path: The file; an absent one has no rows.
@@ -77,18 +74,31 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Returns:
         One mapping an epoch.
     """
-    rows: list[dict[str, Any]] = []
-    if not path.exists():
-        return rows
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or "epoch" not in row:
-            break
-        rows.append(row)
-    return rows
+    return [row for row in _rows_or_none(path) if row is not None]
+
+
+def _rows_or_none(path: Path) -> list[dict[str, Any] | None]:
+    """Return one row a line, None where the line is damaged."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return [_row(line) for line in lines]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("epoch"), int) else None
+
+
+def _keep_damaged(path: Path) -> str:
+    """Copy a file that has damaged lines, and say so; a last line that a kill cut short is no loss."""
+    damaged = _rows_or_none(path)[:-1].count(None)
+    if not damaged:
+        return ""
+    copy = path.with_name(path.name + ".bak")
+    write_atomically(copy, path.read_bytes())
+    return f"{path} has damaged lines, which are left out ({damaged}); {copy.name} beside it keeps the file as it was"
 
 
 def _line(row: Mapping[str, float]) -> str:

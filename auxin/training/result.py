@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from auxin.errors import CheckpointError
-from auxin.training.checkpoint import write_durably
+from auxin.training.checkpoint import write_atomically
 from auxin.training.ladder import Rung
 from auxin.types import Event
 
@@ -91,16 +90,8 @@ class Result:
 
         Args:
             path: The file.
-
-        Raises:
-            CheckpointError: If the disk does not take it.
         """
-        draft = path.with_name(path.name + ".part")
-        try:
-            write_durably(draft, (json.dumps(asdict(self), indent=2) + "\n").encode())
-            os.replace(draft, path)
-        except OSError as error:
-            raise CheckpointError(f"{path} could not be written: {error.strerror}; make room and resume.") from error
+        write_atomically(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod
     def read(cls, path: Path) -> Result:
@@ -120,7 +111,10 @@ class Result:
             phases = [Phase(**phase) for phase in values.pop("phases")]
             return cls(phases=phases, **values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} is not the result of an auxin run ({error}).") from error
+            raise CheckpointError(
+                f"{path} is damaged or not the result of an auxin run ({error}): remove it and run auxin resume, "
+                "or auxin compare, which write it again."
+            ) from error
 
 
 def phases_of(found: Sequence[Rung], test: Callable[[Path], float | None]) -> list[Phase]:

@@ -54,27 +54,31 @@ class Candidate:
         return {"rung": values.pop("name"), **values}
 
 
-def candidates(folder: RunFolder) -> list[Candidate]:
+def candidates(folder: RunFolder, damaged: Callable[[CheckpointError], object] | None = None) -> list[Candidate]:
     """Return every checkpoint of a run's ladder, smallest size first, with what is known of it.
 
     Args:
         folder: Of a run, finished or not.
+        damaged: Called for each damaged checkpoint, which is then left out; None passes its error on.
 
     Returns:
         For each size its last epoch, its best one where that is kept, and the finished one where there is one.
 
     Raises:
         ConfigError: If the folder is not one of a run, or the run has no rung yet.
+        CheckpointError: If no rung is whole.
     """
     if not folder.config.is_file():
         raise ConfigError(f"{folder.path} is not the folder of a run: it has no config.yaml.")
     result = Result.read(folder.result) if folder.result.exists() else None
     phases = dict(enumerate(result.phases)) if result else {}
     found: list[Candidate] = []
-    for rung in rungs(folder.ladder, best=True):
+    for rung in rungs(folder.ladder, best=True, damaged=damaged):
         found.append(_candidate(rung, phases.get(rung.number)))
         if not rung.best:
-            found += _finished(folder.finished(rung.number), rung)
+            found += _finished(folder.finished(rung.number), rung, damaged)
+    if not found and any(folder.ladder.glob("rung-*.json")):
+        raise CheckpointError(f"{folder.path} has no rung that is whole: copy its ladder again.")
     if not found:
         raise ConfigError(f"{folder.path} has no rung yet: its first one comes with its first growth event.")
     order = {"": 0, "best": 1, "finished": 2}
@@ -96,12 +100,12 @@ def _candidate(rung: Rung, phase: Phase | None) -> Candidate:
     )
 
 
-def _finished(folder: RunFolder, origin: Rung) -> list[Candidate]:
+def _finished(folder: RunFolder, origin: Rung, damaged: Callable[[CheckpointError], object] | None) -> list[Candidate]:
     # What came before belongs to the cost of a finished rung.
-    if not folder.result.exists():
+    found = rungs(folder.ladder, damaged=damaged)
+    if not found or not folder.result.exists():
         return []
-    phase = Result.read(folder.result).phases[-1]
-    (rung,) = rungs(folder.ladder)
+    (rung,), phase = found, Result.read(folder.result).phases[-1]
     known = origin.energy_kwh is not None and rung.energy_kwh is not None
     return [
         Candidate(

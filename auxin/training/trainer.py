@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from auxin.data import ImageData
-from auxin.errors import ConfigError
+from auxin.errors import CheckpointError, ConfigError
 from auxin.surgery import History
 from auxin.training import checkpoint as checkpoints
 from auxin.training import decisions as decision_log
@@ -27,12 +27,13 @@ from auxin.training.config import RunConfig
 from auxin.training.cost import num_flops, num_parameters
 from auxin.training.depthwise import depthwise_in_float32
 from auxin.training.distributions import keep_distributions
+from auxin.training.fit import require_fit
 from auxin.training.folder import RunFolder
 from auxin.training.growth import make_grower, written_out
 from auxin.training.images import image_facts, load_images, make_loader, scoring_samples, with_shapes
 from auxin.training.ladder import LadderWriter, build_base, load_model, restore_model, rungs
 from auxin.training.loop import evaluate, train_epoch
-from auxin.training.metrics import MetricsLog
+from auxin.training.metrics import MetricsLog, read_rows
 from auxin.training.optimizer import make_optimizer, restore, state_of
 from auxin.training.progress import EpochProgress
 from auxin.training.provenance import commit, hardware, versions
@@ -99,6 +100,8 @@ class Trainer:
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
         self.progress = EpochProgress(config.train.epochs, console)
         prepare(config.train)
+        if config.train.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("train.device is cuda, but torch finds no GPU here: give auto or cpu.")
         self.fabric = Fabric(accelerator=config.train.device, devices=1, precision=config.train.precision)
         if data is None:
             data = load_images(config.data)
@@ -106,6 +109,10 @@ class Trainer:
         self.config = config = with_shapes(config, self.data) if model is None else config
         saved = checkpoints.load(self.folder.last) if self.folder.last.exists() else None
         self.epochs_done = saved.epoch + 1 if saved else 0
+        if config.train.epochs < self.epochs_done:
+            raise ConfigError(
+                f"train.epochs is {config.train.epochs}, but {self.epochs_done} are trained: give at least that."
+            )
         self.seconds = saved.seconds if saved else 0.0
         self.account = Account(saved.run.get("spent", {"energy_kwh": None}) if saved else None, config.train.energy)
         start = checkpoints.load(Path(config.model.start)) if config.model.start and saved is None else None
@@ -119,6 +126,7 @@ class Trainer:
         self.train_loader = make_loader(config, self.data, "train")
         self.val_loader = make_loader(config, self.data, "val")
         self._example = next(iter(self.val_loader))[0][:1].clone()
+        require_fit(self.forward, self.model, self._example, self.data.num_classes)
         growth = targets.with_target(config.growth, config.target)
         self.grower = make_grower(
             growth,
@@ -162,17 +170,24 @@ class Trainer:
 
         Raises:
             TrainingError: If the loss is no longer finite; the last checkpoint is still good.
-            CheckpointError: If a file cannot be written; likewise.
+            CheckpointError: If a file cannot be written, likewise; or if the checkpoint is gone.
         """
         if self.folder.result.exists():
             return Result.read(self.folder.result)
+        if self._saved is None and _has_trained(self.folder):
+            raise CheckpointError(
+                f"{self.folder.path} has trained, but {self.folder.last} is gone: restore the folder of checkpoints, "
+                "or remove the run's folder and begin again."
+            )
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_durably(self.folder.config, self.config.to_yaml().encode())
+        checkpoints.write_atomically(self.folder.config, self.config.to_yaml().encode())
+        if self._saved is not None and self._saved.config != self.config.to_dict():
+            self._save(self._saved.stage, self._saved.metrics)  # a resume's settings hold from now on
         log = MetricsLog(self.folder.metrics, self.folder.tensorboard, self.epochs_done)
         epochs = self.config.train.epochs
         self.account.start()
-        if self.account.note:
-            self.progress.line(self.account.note)
+        for note in filter(None, (self.account.note, log.note)):
+            self.progress.line(note)
         try:
             with reproducible(self.config.train, self.fabric.device), self.progress:
                 if self._saved is not None and self._saved.stage == "trained" and self.epochs_done < epochs:
@@ -199,9 +214,7 @@ class Trainer:
                 raise ConfigError(
                     "A run that goes on from a checkpoint keeps its model: leave the model settings as they were."
                 )
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.config.train.seed)
-                model = build_base(wanted)
+            model = build_base(wanted, self.config.train.seed)
         base = copy.deepcopy(model)
         if saved:
             restore_model(model, saved)
@@ -289,13 +302,20 @@ class Trainer:
         last = sized and targets.fills_cap(self.grower)
         event = self.grower.step(epoch, self.train_loader, self._loss, dict(metrics))
         self.seconds += time.perf_counter() - start
-        self._tell(known)
+        lines = [decision_log.sentence(decision) for decision in self.decisions[known:]]
         if event is not None:
-            self.progress.line(f"grew after epoch {epoch + 1}: {event}")
+            lines.append(f"grew after epoch {epoch + 1}: {event}")
         if (event is not None and last) or targets.is_full(self.grower):
-            self._end_growth(epoch, targets.size_reached(self.grower, self.config.target, self.config.growth.until))
+            self._stop = targets.stop_record(
+                epoch, targets.size_reached(self.grower, self.config.target, self.config.growth.until)
+            )
+            lines.append(decision_log.sentence(self._stop))
+        if self.decisions[known:]:
+            decision_log.write(self.folder.decisions, self.decisions)
         if event is not None:
             self._follow(epoch, metrics)
+        for line in lines:  # only now: what was done is safe, even if it cannot be printed
+            self.progress.line(line)
 
     def _follow(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Do what an event asks for: layout, schedule, ladder, checkpoint."""
@@ -311,18 +331,10 @@ class Trainer:
         self.account.grew()
         self._save("grown", metrics)
 
-    def _tell(self, known: int) -> None:
-        """Print and store the decisions after the first ``known``."""
-        decisions = self.decisions
-        for decision in decisions[known:]:
-            self.progress.line(decision_log.sentence(decision))
-        if decisions[known:]:
-            decision_log.write(self.folder.decisions, decisions)
-
     def _end_growth(self, epoch: int, reason: str) -> None:
-        known = len(self.decisions)
         self._stop = targets.stop_record(epoch, reason)
-        self._tell(known)
+        decision_log.write(self.folder.decisions, self.decisions)
+        self.progress.line(decision_log.sentence(self._stop))
 
     def _save(self, stage: Stage, metrics: Mapping[str, float]) -> None:
         checkpoints.save(
@@ -381,3 +393,8 @@ class Trainer:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         _, accuracy = evaluate(self.fabric.setup_module(model), make_loader(self.config, self.data, "test"))
         return accuracy
+
+
+def _has_trained(folder: RunFolder) -> bool:
+    # A kill during the first epoch's checkpoint leaves one row.
+    return len(read_rows(folder.metrics)) > 1 or any(folder.ladder.glob("rung-*.json"))

@@ -99,3 +99,22 @@ def test_runs_that_cannot_be_looked_at_are_one_sentence(
     config.write_text(config.read_text().replace("source: digits", "source: flowers"))
     assert main(["cam", str(grown_run), str(other)]) == 2
     assert "learnt from digits and flowers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["result", "similarity", "notes"])
+def test_what_a_run_or_its_user_wrote_is_not_replaced(
+    grown_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = shutil.copytree(grown_run, tmp_path / "run")
+    (run / "notes.json").write_text("mine")
+    (run / "similarity.png").write_bytes(b"of auxin similarity")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["cam", str(run), "--out", str(run / f"{name}.png")]) == 2
+    assert f"would replace {run / name}.json: give another name" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_an_earlier_picture_is_replaced(grown_run: Path, tmp_path: Path) -> None:
+    words = ["cam", str(grown_run), "--count", "1", "--out", str(tmp_path / "a.png")]
+    assert main(words) == 0 == main(words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]

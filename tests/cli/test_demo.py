@@ -49,7 +49,12 @@ def test_settings_given_to_resume_replace_those_of_the_run(
     result = json.loads((tmp_path / "runs/demo-1/result.json").read_text())
     assert result["config"]["train"]["epochs"] == 3
     assert result["config"]["optimizer"]["lr"] == 0.01
-    assert main(["resume", "runs/demo-1", "--model.kwargs.width", "9"]) == 0  # finished: nothing is trained
+    assert main(["resume", "runs/demo-1", "--model.kwargs.width", "9"]) == 2
+    assert "runs/demo-1 is finished, so settings come too late" in capsys.readouterr().err
+    assert main(["resume", "runs/demo-1", "--optimizer.rate", "9"]) == 2
+    assert "no setting --optimizer.rate" in capsys.readouterr().err
+    assert main(["resume", "runs/demo-1", "--optimizer.lr", "0.01"]) == 0  # it has that already
+    capsys.readouterr()
     (tmp_path / "runs/demo-1/result.json").unlink()
     assert main(["resume", "runs/demo-1", "--model.kwargs.width", "9"]) == 2
     assert "keeps its model" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -174,3 +175,20 @@ def test_a_model_of_one_image_is_exported_as_that() -> None:
 def test_a_model_that_cannot_be_exported_is_said() -> None:
     with pytest.raises(CheckpointError, match="cannot be exported"):
         export_program(Undecided(), torch.zeros(2, 1, 8, 8))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def native(program: object, file: object) -> None:
+        assert isinstance(file, io.BytesIO), "torch's own writer ends the process where the disk is full"
+        file.write(b"program")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(torch.export, "save", native)
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2
+    assert "out could not be written because the disk is full: make room and try again" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,8 @@ MISTAKES = {
     "not a run": (["ladder", "nowhere"], "not the folder of a run"),
     "too small": (["ladder", "RUN", "--max-params", "10"], "the nearest is rung 0 with 398 parameters"),
     "no number": (["ladder", "RUN", "--max-params", "few"], "not a number"),
+    "no limit": (["ladder", "RUN", "--max-latency-ms", "nan"], "nan is not a number"),
+    "no share": (["ladder", "RUN", "--min-accuracy", "much"], "much is not a number"),
     "rate alone": (["ladder", "RUN", "--lr", "0.1"], "--lr belongs to --finish"),
     "no epochs": (["ladder", "RUN", "--finish", "0"], "at least 1"),
     "other finish": (["ladder", "RUN", "--finish", "5"], "--finish 2 --lr 0.005"),
@@ -173,3 +176,20 @@ def test_a_finish_of_another_length_is_refused(finished: Path, data: ImageData) 
         finish(RunFolder(finished), 3, console=QUIET, data=data)
     with pytest.raises(ConfigError, match="remove"):
         finish(RunFolder(finished), 2, 0.3, console=QUIET, data=data)
+
+
+def test_a_damaged_rung_spoils_no_other(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    os.truncate(run / "ladder" / "rung-00.json", 200)
+    os.truncate(run / "finished" / "rung-01" / "ladder" / "rung-00.json", 200)
+    assert main(["ladder", str(run), "--json"]) == 0
+    printed = capsys.readouterr()
+    names = {entry["rung"] for entry in json.loads(printed.out)["rungs"]}
+    assert "1" in names and not names & {"0", "0-finished", "1-finished"}
+    assert printed.err.count("a rung is left out. Checkpoint") == printed.err.count("\n") == 2
+    assert main(["export", str(run), "--rung", "1", "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    for path in (run / "ladder").glob("*.json"):
+        os.truncate(path, 200)
+    assert main(["ladder", str(run)]) == 2
+    assert "has no rung that is whole" in capsys.readouterr().err

@@ -1,3 +1,5 @@
+import io
+import logging
 import os
 import signal
 import subprocess
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from auxin import cli
-from auxin.cli import COMMANDS, main
+from auxin.cli import COMMANDS, main, train
 from auxin.training import TrainConfig
 from auxin.training import config as configurations
 
@@ -36,6 +38,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "bad choice": (["train", "c.yaml", "--optimizer.name", "lion"], "adamw"),
     "bad range": (["train", "c.yaml", "--train.epochs", "0"], "at least 1"),
     "no such model": (["train", "c.yaml", "--model.name", "vgg17"], "vgg17"),
+    "a factory that ends": (["train", "c.yaml", "--model.name", "ending:make"], "SystemExit"),
     "no such method": (["train", "c.yaml", "--growth.method", "magic"], "net2net"),
     "no such data": (["train", "c.yaml", "--data", "./no/such/folder"], "no/such/folder"),
     "bad cap": (["train", "c.yaml", "--growth.until", "lots"], "lots"),
@@ -54,6 +57,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 def test_a_mistake_is_one_sentence_and_exit_code_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     words, expected = MISTAKES[name]
     write_config()
+    Path("ending.py").write_text("def make():\n    raise SystemExit(3)\n")
     assert main(words) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("auxin: ")
@@ -141,3 +145,42 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "auxin: interrupted; go on with: auxin resume runs/long-1\n"
+
+
+def test_a_file_whose_name_is_no_folder_name_trains_and_resumes(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "model: {name: small_cnn}\ntrain: {epochs: 1, batch_size: 256, precision: 32-true, threads: 1}\n"
+    Path("-my run (2).yaml").write_text(text)
+    assert main(["train", "./-my run (2).yaml"]) == 0
+    Path("runs/my-run-2-1/result.json").unlink()
+    assert main(["resume", "runs/my-run-2-1"]) == 0
+    capsys.readouterr()
+    assert train._name_of(Path("((.yaml")) == "run"
+
+
+def test_letters_that_a_terminal_lacks_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", file)
+    monkeypatch.setattr(cli, "_run", lambda *_: print("4 → 6"))
+    main(["demo"])
+    file.flush()
+    assert file.buffer.getvalue() == b"4 ? 6\n"  # type: ignore[attr-defined]
+
+
+def test_a_forward_that_cannot_be_captured_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[logging.LogRecord] = []
+    for name in ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes"):
+        handler = logging.Handler()
+        monkeypatch.setattr(handler, "emit", lines.append)
+        logging.getLogger(name).addHandler(handler)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", False)
+    Path("branching.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a = torch.nn.Linear(3, 3)\n\n    def forward(self, x):\n"
+        "        return self.a(x) if x.sum() > 0 else x\n"
+    )
+    assert main(["inspect", "branching:Net", "--input", "1,3"]) == 2
+    error = capsys.readouterr().err
+    assert "could not capture Net" in error and error.count("\n") == 1
+    assert not lines

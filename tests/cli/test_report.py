@@ -36,3 +36,23 @@ def test_demo_leaves_a_page(
     assert "report.html: open it in a browser" in capsys.readouterr().out
     text = (tmp_path / "runs/demo-1/report.html").read_text()
     assert "<article>" in text and "http-equiv" not in text
+
+
+def damage_metrics(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([lines[0].replace('"epoch": 0', '"epoch": "one"'), *lines[1:]]))
+
+
+def test_damaged_side_files_are_one_sentence_or_left_out(
+    grown_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(grown_run, tmp_path / "run")
+    damage_metrics(run)
+    (run / "similarity.json").write_text('{"events": [{}]}')
+    assert main(["report", str(run), "--no-cam"]) == 0
+    assert main(["similarity", str(run), "--event", "1"]) == 2
+    assert "it has kept none" in capsys.readouterr().err
+    (run / "result.json").write_text("{}")
+    assert main(["report", str(run), "--no-cam"]) == 2
+    error = capsys.readouterr().err
+    assert "result.json is damaged" in error and error.count("\n") == 1

@@ -49,6 +49,7 @@ def test_a_run_without_events_shows_its_model(fixed_run: Path, tmp_path: Path) -
         (["--layer", "features.3"], "no layer 'features.3' to compare; there are: features.0, features.4, features.7"),
         (["--rung", "0", "--layer", "nope"], "no layer 'nope' with neurons to compare"),
         (["--event", "3"], "no growth event 3 to show: it has 1, 2"),
+        (["--event", "0"], "no growth event 0 to show: it has 1, 2"),
         (["--event", "1", "--rung", "0"], "no --rung"),
         (["--rung", "9"], "has no rung 9"),
         (["--out", "x.doc"], "is not a picture"),
@@ -70,3 +71,11 @@ def test_a_run_without_checkpoints_is_one_sentence(
     assert "has no checkpoints" in capsys.readouterr().err
     assert main(["similarity", str(grown_run), str(fixed_run), "--event", "1"]) == 2
     assert "one run's growth" in capsys.readouterr().err
+
+
+def test_what_a_run_wrote_is_not_replaced(grown_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(grown_run, tmp_path / "run")
+    before = (run / "metrics.csv").read_bytes()
+    assert main(["similarity", str(run), "--out", str(run / "metrics.png")]) == 2
+    assert f"would replace {run}/metrics.csv: give another name" in capsys.readouterr().err
+    assert (run / "metrics.csv").read_bytes() == before and not (run / "metrics.png").exists()

@@ -17,9 +17,9 @@ import yaml
 from rich.console import Console
 
 from auxin.cli import main
-from auxin.cli.worker import lock
 from auxin.compare import Run, make_plan, read_spec, run_all, runner
 from auxin.training import Result, Trainer
+from auxin.training.lock import alone_in
 from auxin.training.metrics import read_rows
 from tests.compare.conftest import make_result
 
@@ -100,16 +100,6 @@ def test_the_command_reports_failures_with_exit_code_1_and_skips_what_is_done(
     assert Path("results/methods/table.md").read_text() == before
 
 
-def test_a_run_has_one_holder(tmp_path: Path) -> None:
-    first = lock(tmp_path)
-    assert first is not None
-    assert lock(tmp_path, seconds=0.1) is None
-    os.close(first)
-    second = lock(tmp_path, seconds=0.1)
-    assert second is not None
-    os.close(second)
-
-
 def start(words: list[str], errors: Path) -> multiprocessing.process.BaseProcess:
     def target() -> None:
         sys.stderr = open(errors, "w", buffering=1)  # noqa: SIM115
@@ -155,9 +145,8 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(write: Write, tmp
     wait_for(lambda: len(read_rows(run.folder.metrics)) >= 3)
     process.kill()
     process.join(30)
-    descriptor = lock(run.folder.path, seconds=20)
-    assert descriptor is not None, "a process was left behind"
-    os.close(descriptor)
+    with alone_in(run.folder.path):
+        pass  # else a process was left behind
     assert run.state == "begun"
     assert 3 <= len(read_rows(run.folder.metrics)) < 60
 

@@ -102,6 +102,12 @@ MISTAKES = {
     "bad value": ({"grid": {"train.epochs": [0]}}, 'row "Random, epochs=0": train.epochs is 0'),
     "no such file": ({"base": "nowhere.yaml"}, "nowhere.yaml"),
     "no such baseline": ({"baseline": "Randm"}, "did you mean 'Random'"),
+    "baseline of a list": ({"baseline": ["Random"]}, "baseline is ['Random']: give the label of a row"),
+    "seed of a base": ({"base": {"train.seed": 3}}, "list them under seeds"),
+    "seed of a row": ({"rows": [{"label": "A", "config": {"train": {"seed": 3}}}]}, "list them under seeds"),
+    "seed of a recipe": ({"recipes": {"a": {"train.seed": 3}}}, "list them under seeds"),
+    "seed of a grid": ({"grid": {"train.seed": [1, 2]}}, "list them under seeds"),
+    "name of a row": ({"rows": [{"label": "A", "config": {"name": "a"}}]}, "give the row a label"),
     "unknown metric": ({"metrics": ["tset"]}, "did you mean 'test'"),
     "bad seeds": ({"seeds": [1, 1]}, "different whole numbers"),
     "same folder": ({"rows": [{"label": "A b"}, {"label": "a-B", "config": {"train.epochs": 3}}]}, "share a folder"),
@@ -135,12 +141,17 @@ def test_a_recipe_must_exist(write: Write) -> None:
         read_spec(write(), "short")
     with pytest.raises(ConfigError, match="choose one of short, full"):
         read_spec(write(recipes={"short": {}, "full": {}}), "long")
+    path = write(recipes={60: {"train.epochs": 60}, 9: {"train.epochs": 9}})
+    assert [read_spec(path, name).rows[0].config.train.epochs for name in (None, "9")] == [60, 9]
 
 
 def test_a_file_that_is_no_yaml_or_says_a_thing_twice(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("rows: [")
     with pytest.raises(ConfigError, match="not usable YAML"):
         read_spec(tmp_path / "bad.yaml")
+    (tmp_path / "key.yaml").write_text("grid:\n  ? [a, b]\n  : {x: {}}\n")
+    with pytest.raises(ConfigError, match="a list or mapping as a key"):
+        read_spec(tmp_path / "key.yaml")
     (tmp_path / "twice.yaml").write_text("grid:\n  a: {x: {}}\n  a: {y: {}}\n")
     with pytest.raises(ConfigError, match="line 3 gives a a second time"):
         read_spec(tmp_path / "twice.yaml")

@@ -10,8 +10,7 @@ from auxin.errors import ConfigError, FrozenError, TraceError
 from auxin.models import mobilenet_v1, resnet20, vgg16
 from tests.cases import CASES, call, randomise
 
-# Attention's cost is counted by formula; torch's counter does not see the CPU kernels, nor bilinear layers. An LSTM
-# has no rule, so no cost.
+# Attention and recurrence are counted by formula; torch's counter does not see the CPU kernels, nor bilinear layers.
 UNCOUNTED = {
     "encoder_layer", "bare_attention", "fused_attention", "grouped_query_repeat", "grouped_query_sdpa", "lstm",
     "bilinear", "hf_vit", "hf_bert", "hf_gpt2", "hf_llama",
@@ -60,10 +59,17 @@ def test_the_printout_names_every_group_with_its_state(name):
 
 
 def test_an_operator_without_a_rule_freezes_with_its_name_and_line():
-    model, inputs = build("lstm")
-    before = next(g for g in auxin.trace(model, inputs).groups if ("before.weight", 0) in axes(g))
-    assert "no growth rule for operator lstm" in before.frozen
-    assert "cases.py" in before.frozen
+    class Kronecker(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.after = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.after(torch.kron(self.before(x), torch.ones(1, 1)))
+
+    before = next(g for g in auxin.trace(Kronecker(), torch.ones(3, 4)).groups if ("before.weight", 0) in axes(g))
+    assert "no growth rule for operator kron" in before.frozen
+    assert "test_trace.py" in before.frozen
 
 
 def axes(group):

@@ -148,6 +148,12 @@ def change_version(manifest: Path) -> None:
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 7}))
 
 
+def leave_out_the_tensor_file(manifest: Path) -> None:
+    document = json.loads(manifest.read_text())
+    del document["sha256"], document["tensors"]["file"]
+    manifest.write_text(json.dumps(document | {"sha256": checkpoints._digest(document)}))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tensor bit": (lambda path: flip_a_bit(tensor_file(path), -3), "damaged"),
     "tensor header bit": (lambda path: flip_a_bit(tensor_file(path), 12), "damaged"),
@@ -162,6 +168,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "foreign JSON": (lambda path: path.write_text('{"epoch": 3}'), "not an auxin checkpoint"),
     "JSON list": (lambda path: path.write_text("[1]"), "not an auxin checkpoint"),
     "version": (change_version, "version 7"),
+    "no tensor file named": (leave_out_the_tensor_file, "incomplete: it has no 'file'"),
 }
 
 
@@ -221,3 +228,20 @@ def test_an_unknown_parameter_is_refused(saved: Path) -> None:
 def test_a_foreign_parameter_cannot_be_saved() -> None:
     with pytest.raises(CheckpointError, match="build the optimizer from"):
         state_of(torch.optim.SGD(make_model().parameters(), lr=0.1), make_model())
+
+
+@pytest.mark.parametrize(("code", "sentence"), [(errno.ENOSPC, "make room"), (errno.EACCES, "check its folder")])
+def test_a_file_that_cannot_be_written_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, sentence: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    checkpoints.write_atomically(path, b"old")
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(code, "said the disk")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(CheckpointError, match=rf"config\.yaml could not be written .*{sentence}") as caught:
+        checkpoints.write_atomically(path, b"new")
+    assert ("make room" in str(caught.value)) == (code == errno.ENOSPC)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]

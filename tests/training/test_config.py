@@ -46,6 +46,10 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         (["--schedule.name", "step"], "milestones"),
         (["--data.val_fraction", "1.5"], "between 0 and 1"),
         (["--growth.count", "many"], "325k"),
+        (["--growth.count", "1e400"], "growth.count is 1e400: give a smaller"),
+        (["--target.params", "1e400"], "target.params is 1e400: give a smaller"),
+        (["--optimizer.betas", "[2, 3]"], "from 0 to below 1"),
+        (["--optimizer.eps", "-1"], "optimizer.eps is -1"),
         (["--name", "a/b"], "folder"),
         (["--schedule.decay", "0"], "above 0"),
         (["--growth.trigger", "planned"], "belong together"),
@@ -93,6 +97,17 @@ def test_broken_files_are_refused(tmp_path: Path, text: str) -> None:
         load_config(["--config", str(tmp_path / "c.yaml")])
 
 
+@pytest.mark.parametrize("data", [b"model: {name: vgg16}\ntrain: [\n", b"name: \xff\n"])
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, data: bytes) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("train: {epochs: 3}\n")
+    bad.write_bytes(data)
+    for words in (["--config", str(good), "--config", str(bad)], [f"--config={bad}"]):
+        with pytest.raises(ConfigError, match=r"bad\.yaml is not usable YAML") as caught:
+            load_config(words)
+        assert "unicode string" not in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_every_experiment_is_a_valid_configuration() -> None:
     files = sorted(Path(__file__).parents[2].glob("experiments/**/*.yaml"))
     comparisons = [file for file in files if "rows" in yaml.safe_load(file.read_text())]
@@ -107,6 +122,12 @@ def test_every_experiment_is_a_valid_configuration() -> None:
 def test_run_folders_are_never_reused(tmp_path: Path) -> None:
     names = [RunFolder.make("a", tmp_path / "runs").path.name for _ in range(3)]
     assert names == ["a-1", "a-2", "a-3"]
+
+
+def test_a_parent_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="runs is not a folder"):
+        RunFolder.make("a", tmp_path / "runs")
 
 
 def test_counts_take_suffixes() -> None:

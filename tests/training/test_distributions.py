@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,9 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     grower, before = grown(None)
     with pytest.raises(CheckpointError, match="could not be written"):
         keep_distributions(tmp_path / "no" / "similarity.json", grower, 1, before)
+
+
+def test_damaged_entries_are_left_out(tmp_path: Path) -> None:
+    whole = {"event": 1, "epoch": 0, "layers": {}}
+    (tmp_path / "similarity.json").write_text(json.dumps({"events": [{}, whole, 3]}))
+    assert read_distributions(tmp_path / "similarity.json") == [whole]

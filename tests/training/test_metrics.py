@@ -1,6 +1,7 @@
 import csv
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from auxin.training.metrics import MetricsLog, read_rows
@@ -39,3 +40,26 @@ def test_a_loss_that_is_no_number_stays_valid_json(tmp_path: Path) -> None:
     log.close()
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     assert read_rows(tmp_path / "metrics.jsonl") == [{"epoch": 0, "val_loss": None}]
+
+
+@pytest.mark.parametrize("damage", ['{"epoch": 1, "val_', '{"epoch": "one"}', "[1]", ""])
+def test_a_damaged_line_in_the_middle_costs_no_other(tmp_path: Path, damage: str) -> None:
+    write(tmp_path, range(4), 0)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], damage, *lines[2:]]) + "\n")
+    before = path.read_bytes()
+    log = MetricsLog(path, tmp_path / "tensorboard", 4)
+    log.close()
+    assert [row["epoch"] for row in log.rows] == [row["epoch"] for row in read_rows(path)] == [0, 2, 3]
+    assert (tmp_path / "metrics.jsonl.bak").read_bytes() == before
+    assert "damaged lines" in log.note and "metrics.jsonl.bak" in log.note
+
+
+def test_a_line_cut_by_a_kill_needs_no_copy(tmp_path: Path) -> None:
+    write(tmp_path, range(2), 0)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 2, "val_lo')
+    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 2)
+    log.close()
+    assert not log.note and not (tmp_path / "metrics.jsonl.bak").exists()

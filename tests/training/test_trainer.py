@@ -1,10 +1,14 @@
 import csv
 import io
 import json
+import os
+import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,6 +20,8 @@ from auxin.errors import CheckpointError, ConfigError, TrainingError
 from auxin.models import build
 from auxin.training import Result, RunConfig, Trainer, load_model, rungs
 from auxin.training import checkpoint as checkpoints
+from auxin.training.begun import config_of
+from auxin.training.folder import RunFolder
 from auxin.training.growth import written_out
 from auxin.training.metrics import read_rows
 
@@ -302,3 +308,163 @@ def test_output_is_one_line_an_epoch_where_there_is_no_terminal(tmp_path: Path, 
     lines = text.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == ["epoch", "epoch", "grew", "epoch", "epoch", "grew", "epoch"]
     assert "\x1b" not in text.getvalue()
+
+
+def test_a_loss_that_is_no_number_in_the_first_epoch_promises_no_checkpoint(tmp_path: Path, digits: ImageData) -> None:
+    config = make_config(growth={"method": None})
+    with pytest.raises(TrainingError, match="at epoch 1, step 1 of 5: begin again with a lower") as caught:
+        Trainer(config, tmp_path, data=digits, model=Poisoned(1), console=QUIET).fit()
+    assert "checkpoint" not in str(caught.value)
+
+
+def test_a_full_disk_at_a_resume_spares_the_configuration(
+    tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_until(tmp_path, digits, 2)
+    before = (tmp_path / "config.yaml").read_bytes()
+    trainer = Trainer(make_config(), tmp_path, data=digits, console=QUIET)
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(CheckpointError, match=r"config\.yaml could not be written because the disk is full"):
+        trainer.fit()
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_a_setting_of_a_resume_holds_even_if_that_is_killed_at_once(tmp_path: Path, digits: ImageData) -> None:
+    fit_until(tmp_path, digits, 2)
+    fit_until(tmp_path, digits, 0, optimizer={"lr": 0.01})
+    (tmp_path / "config.yaml").write_text("train: {epo")
+    config = config_of(RunFolder(tmp_path))
+    assert config == replace(make_config(), model=config.model, optimizer=replace(config.optimizer, lr=0.01))
+    assert config_of(RunFolder(tmp_path), ["--optimizer.lr", "0.3"]).optimizer.lr == 0.3
+
+
+def test_an_incomplete_configuration_is_refused_where_there_is_no_checkpoint(tmp_path: Path) -> None:
+    text = make_config().to_yaml()
+    (tmp_path / "config.yaml").write_text(text)
+    assert config_of(RunFolder(tmp_path)) == make_config()
+    for end in range(10, len(text) - 30, 97):
+        (tmp_path / "config.yaml").write_text(text[:end])
+        with pytest.raises(ConfigError, match=r"config\.yaml"):
+            config_of(RunFolder(tmp_path))
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(tmp_path: Path, digits: ImageData) -> None:
+    fit_until(tmp_path, digits, 3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="restore the folder of checkpoints"):
+        fit(tmp_path, digits)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(CheckpointError, match="restore the folder of checkpoints"):
+        fit(tmp_path, digits)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, digits: ImageData) -> None:
+    fit_until(tmp_path, digits, 1)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert len(fit(tmp_path, digits).events) == 2
+
+
+def test_what_was_done_is_safe_before_it_is_printed(tmp_path: Path, digits: ImageData) -> None:
+    trainer = Trainer(make_config(), tmp_path, data=digits, console=QUIET)
+
+    def line(text: str) -> None:
+        if text.startswith("grew"):
+            raise UnicodeEncodeError("latin-1", text, 0, 1, "no such letter")
+
+    trainer.progress.line = line  # type: ignore[method-assign]
+    with pytest.raises(UnicodeEncodeError):
+        trainer.fit()
+    assert checkpoints.load(tmp_path / "checkpoints" / "last.json").stage == "grown"
+
+
+def test_fewer_epochs_than_are_done_are_refused(tmp_path: Path, digits: ImageData) -> None:
+    fit_until(tmp_path, digits, 3)
+    with pytest.raises(ConfigError, match=r"train\.epochs is 2, but 3 are trained"):
+        Trainer(make_config(train={"epochs": 2}), tmp_path, data=digits, console=QUIET)
+
+
+class Drawn(nn.Module):
+    """Its weights and its shape come from NumPy and Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = random.randint(4, 400)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, self.width), nn.ReLU(), nn.Linear(self.width, 10))
+        self.scale = float(np.random.rand())
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images) * self.scale
+        return logits
+
+
+def test_a_factory_that_draws_from_numpy_and_python_is_seeded(tmp_path: Path, digits: ImageData) -> None:
+    parts: dict[str, Any] = {"model": {"name": f"{__name__}:Drawn"}, "train": {"epochs": 1}, "growth": {"method": None}}
+    np.random.seed(5)
+    random.seed(5)
+    expected = (np.random.rand(), random.random())
+    np.random.seed(5)
+    random.seed(5)
+    first = Trainer(make_config(**parts), tmp_path / "a", data=digits, console=QUIET)
+    assert (np.random.rand(), random.random()) == expected
+    second = fit(tmp_path / "b", digits, **parts)
+    other = Trainer(make_config(**parts | {"train": {"seed": 1}}), tmp_path / "c", data=digits, console=QUIET)
+    assert (first.model.width, first.model.scale) == (second.model.width, second.model.scale)
+    assert first.model.scale != other.model.scale
+    assert_equal_weights(load_model(rungs(tmp_path / "b" / "ladder")[0].path), second.model)
+
+
+class Odd(nn.Module):
+    def __init__(self, kind: str, channels: int = 1, classes: int = 10) -> None:
+        super().__init__()
+        self.kind = kind
+        self.net = nn.Sequential(nn.Conv2d(channels, 4, 8), nn.Flatten(), nn.Linear(4, classes))
+
+    def forward(self, images: Tensor) -> Any:
+        logits = self.net(images)
+        return {"tuple": (logits, logits), "flat": logits[:, 0]}.get(self.kind, logits)
+
+
+@pytest.mark.parametrize("method", [None, "random"])
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (Odd("tuple"), "returns tuple for 2 images of 10 classes"),
+        (Odd("flat"), r"returns \(2,\) for 2 images"),
+        (Odd("logits", classes=9), r"returns \(2, 9\) for 2 images of 10 classes"),
+        (Odd("logits", channels=3), r"cannot take images of shape \(1, 8, 8\)"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_images_is_refused_at_once(
+    tmp_path: Path, digits: ImageData, model: nn.Module, sentence: str, method: str | None
+) -> None:
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        Trainer(make_config(growth={"method": method}), tmp_path, data=digits, model=model, console=QUIET)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ({"model": {"kwargs": {"num_classes": 3}}}, "for 2 images of 10 classes"),
+        ({"growth": {"method": "net2net", "kwargs": {"asymmetry": "abc"}}}, "does not suit the method net2net"),
+        ({"growth": {"method": "splitting", "kwargs": {"iterations": 2.5}}}, "does not suit the method splitting"),
+        ({"growth": {"method": "orthogonal", "kwargs": {"criterion": "taste"}}}, "does not suit the method orthogonal"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_trained(
+    tmp_path: Path, digits: ImageData, parts: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Trainer(make_config(**parts), tmp_path, data=digits, console=QUIET)
+
+
+def test_a_gpu_that_is_not_there(tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no GPU here: give auto or cpu"):
+        Trainer(make_config(train={"device": "cuda"}), tmp_path, data=digits, console=QUIET)

@@ -1,0 +1,24 @@
+"""What torch does in a forward that ``torch.export`` cannot follow, replaced while a model is captured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.nn.modules import transformer
+
+
+@contextmanager
+def no_mask_detection() -> Iterator[None]:
+    """Let ``nn.Transformer`` and its stacks use a mask as it is, without looking whether its values are causal."""
+    detect = transformer._detect_is_causal_mask
+
+    def given(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+        return bool(is_causal)
+
+    transformer._detect_is_causal_mask = given
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
