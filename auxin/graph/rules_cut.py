@@ -34,7 +34,7 @@ def cat(p: Propagator, values: Sequence[Value], dim: int = 0) -> Value:
 
 
 @rule("stack")
-def stack(p: Propagator, values: Sequence[Value], dim: int = 0) -> Value:
+def stack(p: Propagator, values: Sequence[Value], dim: int = 0) -> Any:
     """Join along a new dimension, whose size is the number of tensors in the code."""
     return cat(p, [unsqueeze(p, value, dim) for value in values], dim)
 

@@ -118,7 +118,7 @@ def matmul(p: Propagator, a: Value, b: Value, *args: Any) -> Value:
 
 
 @rule("addmm", "baddbmm", "addbmm")
-def addmm(p: Propagator, bias: Value, a: Value, b: Value, *args: Any, **kwargs: Any) -> Value:
+def addmm(p: Propagator, bias: Value, a: Value, b: Value, *args: Any, **kwargs: Any) -> Any:
     """Add a product of matrices to a bias."""
     y = matmul(p, a, b)
     if len(bias.axes) == 1:
@@ -133,7 +133,7 @@ def addmm(p: Propagator, bias: Value, a: Value, b: Value, *args: Any, **kwargs: 
 
 
 @rule("einsum")
-def einsum(p: Propagator, equation: str, values: Sequence[Value], *args: Any, **kwargs: Any) -> Value:
+def einsum(p: Propagator, equation: str, values: Sequence[Value], *args: Any, **kwargs: Any) -> Any:
     """Any product of tensors, by its equation; an ellipsis stands for leading dimensions."""
     left, _, out = equation.replace(" ", "").partition("->")
     terms = left.split(",")
