@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from auxin.arguments import check_arguments
 from auxin.budgets import Allocated, parse_cap
 from auxin.errors import CheckpointError, ConfigError, GrowthError
 from auxin.graph import Graph, trace
@@ -19,7 +20,7 @@ from auxin.planned import Planned
 from auxin.ranking import decide
 from auxin.similarity import Refinement, Similarity, batch_norms, model_inputs
 from auxin.surgery import History, apply, check_widen
-from auxin.surgery.apply import as_list
+from auxin.trial import resisting_groups
 from auxin.types import (
     Budget,
     Decider,
@@ -92,7 +93,7 @@ class Grower:
         ema: Sequence[nn.Module] = (),
         refine: Similarity | None = None,
     ) -> None:
-        _check(model, optimizer, method, trigger, budget, until, refine)
+        check_arguments(model, optimizer, method, trigger, budget, until, refine)
         self.model, self.optimizer, self.ema = model, optimizer, tuple(ema)
         self.method = find_method(method)
         self.trigger, self.budget, self.seed = trigger, budget, seed
@@ -230,13 +231,7 @@ class Grower:
         try:
             return attempt()
         except GrowthError:
-            resisting = {}
-            for group in self.graph.growable(self.allow_inexact):
-                try:
-                    plan = GrowthPlan("trial", (Widen(group.name, 1),))
-                    apply(plan, self.model, self.graph, allow_inexact=self.allow_inexact, keep=False)
-                except GrowthError as error:
-                    resisting[group.name] = error.why
+            resisting = resisting_groups(self.model, self.graph, self.allow_inexact)
             if not resisting:
                 raise
             for name, why in resisting.items():
@@ -327,39 +322,6 @@ class Grower:
             load(state["trigger"])
         self.history = history
         self.decisions = [Decision.from_dict(decision) for decision in state.get("decisions", ())]
-
-
-def _check(
-    model: Any, optimizer: Any, method: Any, trigger: Any, budget: Any, until: Any, refine: Any
-) -> None:  # fmt: skip
-    """Refuse what would otherwise fail at the first event, perhaps hours later."""
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"A Grower grows an nn.Module, not {model!r}.")
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise ConfigError(
-            "Give the Grower the module inside DistributedDataParallel, and wrap that anew after each event: the "
-            "wrapper's buckets have the sizes it was built with."
-        )
-    own = {id(parameter) for parameter in model.parameters()}
-    for one in as_list(optimizer):
-        if not isinstance(one, Optimizer):
-            raise ConfigError(f"{one!r} is no optimizer: pass one of torch.optim, several, or None.")
-        if own.isdisjoint(id(p) for group in one.param_groups for p in group["params"]):
-            raise ConfigError("The optimizer has no parameter of this model: pass the one that trains it.")
-    if isinstance(method, type) or (not isinstance(method, str) and not hasattr(method, "propose")):
-        raise ConfigError(f"{method!r} is no growth method: pass a name such as 'net2net', or an instance of one.")
-    if isinstance(trigger, type) or not (trigger is None or callable(trigger) or isinstance(trigger, Decider)):
-        raise ConfigError(
-            f"{trigger!r} is no trigger: pass for example auxin.every(10), or auxin.natural() with brackets."
-        )
-    if isinstance(budget, type) or (budget is not None and not hasattr(budget, "allocate")):
-        raise ConfigError(f"{budget!r} is no budget: pass for example auxin.ratio(0.35) or auxin.count(8).")
-    if until is not None and not isinstance(until, str):
-        raise ConfigError(f"until={until!r} does not say what it limits: write for example 'params<=325k'.")
-    if refine is not None and not isinstance(refine, Similarity):
-        raise ConfigError(f"{refine!r} is no refinement: pass for example auxin.Similarity(iterations=15).")
-    if isinstance(trigger, Planned) and until is not None:
-        raise ConfigError("A plan says itself where growth ends: leave until out.")
 
 
 def find_method(method: str | Method) -> Method:

@@ -27,6 +27,8 @@ FLOORS = {
     "auxin.budgets": 3,
     "auxin.ranking": 3,
     "auxin.shadow": 3,
+    "auxin.trial": 3,
+    "auxin.arguments": 3,
     "auxin.candidates": 3,
     "auxin.expansion": 3,
     "auxin.grower": 4,

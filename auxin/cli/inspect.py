@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 from auxin.cli.parser import CommandParser
 from auxin.errors import AuxinError, ConfigError
 from auxin.graph import Graph, trace
-from auxin.grower import widen
 from auxin.models import build
 from auxin.models.table import seeded
+from auxin.trial import try_group
 
 _DESCRIPTION = """Show the width groups and depth sites of a model, and why the frozen ones cannot grow.
 
@@ -50,14 +49,14 @@ def run(arguments: Sequence[str]) -> int:
         metavar="SHAPE[:TYPE]",
         help="an example input such as 1,3,32,32 or 1,128:int64; repeat it for further arguments",
     )
-    parser.add_argument("--check", action="store_true", help="grow every growable group in a copy, and say which do")
+    parser.add_argument("--check", action="store_true", help="try every growable group, and say which really grow")
     options = parser.parse_args(arguments)
     inputs = tuple(example_input(text, index) for index, text in enumerate(options.input))
     with seeded(0):
         model = build(options.model).eval()
     graph = trace(model, inputs)
     print(graph)
-    return check(model, inputs, graph) if options.check else 0
+    return check(model, graph) if options.check else 0
 
 
 def example_input(text: str, seed: int = 0) -> Tensor:
@@ -90,26 +89,22 @@ def example_input(text: str, seed: int = 0) -> Tensor:
     return torch.randint(0, 2, sizes, generator=generator).to(dtype)
 
 
-def check(model: nn.Module, inputs: tuple[Tensor, ...], graph: Graph) -> int:
-    """Grow each growable group of a copy of the model by one unit, and print which ones really grow.
+def check(model: nn.Module, graph: Graph) -> int:
+    """Grow each growable group of the model by one unit, take it back, and print which ones really grow.
 
     Args:
         model: Left as it is.
-        inputs: Its example inputs.
         graph: Its graph.
 
     Returns:
         0, or 1 if a group did not grow.
     """
-    trial = copy.deepcopy(model)
-    trial_graph = trace(trial, inputs)
     names = [group.name for group in graph.growable(allow_inexact=True)]
     failed = 0
-    print(f"\nTrying {len(names)} groups, one unit each, in a copy:")
+    print(f"\nTrying {len(names)} groups, one unit each:")
     for name in names:
-        # One copy for all: a group that fails is rolled back, so it cannot spoil the next.
         try:
-            event = widen(trial, name, 1, graph=trial_graph, allow_inexact=True)
+            event = try_group(model, graph, name, allow_inexact=True)
         except AuxinError as error:
             failed += 1
             print(f"  {name:<40} FAILS  {' '.join(str(error).split())}")

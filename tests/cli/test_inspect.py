@@ -2,10 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from auxin.cli import inspect, main
 from auxin.cli.inspect import example_input
 from auxin.errors import GrowthError
+from auxin.graph import Graph
 from auxin.types import Event
 
 TWO_INPUTS = """
@@ -43,13 +45,13 @@ def test_a_users_own_model_with_two_inputs(
 def test_a_group_that_does_not_grow_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def widen(model: object, name: str, by: int, **options: object) -> Event:
+    def resist(model: nn.Module, graph: Graph, name: str, **options: bool) -> Event:
         if name == "features.4":
             raise GrowthError("a hard-coded view resists.")
-        return original(model, name, by, **options)
+        return original(model, graph, name, **options)
 
-    original = inspect.widen
-    monkeypatch.setattr(inspect, "widen", widen)
+    original = inspect.try_group
+    monkeypatch.setattr(inspect, "try_group", resist)
     assert main(["inspect", "small_cnn", "--input", "1,1,8,8", "--check"]) == 1
     text = capsys.readouterr().out
     assert "FAILS  a hard-coded view resists." in text

@@ -47,9 +47,17 @@ def test_two_processes_never_finish_one_rung(
 def test_a_lock_that_is_released_in_time_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     descriptor = os.open(tmp_path / lock.NAME, os.O_CREAT | os.O_RDWR)
     lock.fcntl.flock(descriptor, lock.fcntl.LOCK_EX)
-    monkeypatch.setattr(lock.time, "sleep", lambda seconds: lock.fcntl.flock(descriptor, lock.fcntl.LOCK_UN))
+    waits = []
+
+    def release(seconds: float) -> None:
+        waits.append(seconds)
+        lock.fcntl.flock(descriptor, lock.fcntl.LOCK_UN)
+
+    monkeypatch.setattr(lock.time, "sleep", release)
     with alone_in(tmp_path):
-        pass
+        assert len(waits) == 1
+        with pytest.raises(BlockingIOError):
+            lock.fcntl.flock(descriptor, lock.fcntl.LOCK_EX | lock.fcntl.LOCK_NB)
     os.close(descriptor)
 
 
