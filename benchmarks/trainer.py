@@ -51,7 +51,12 @@ class TrainerSteps:
     """Epochs of the Trainer's own inner loop, set up as the Trainer sets it up."""
 
     def __init__(self, data: ImageData, folder: str) -> None:
-        config = RunConfig.from_dict({"model": {"kwargs": {"width": WIDTH}}, "growth": {"method": None}})
+        parts = {
+            "model": {"kwargs": {"width": WIDTH}},
+            "train": {"precision": "bf16-mixed"},
+            "growth": {"method": None},
+        }
+        config = RunConfig.from_dict(parts)
         self.trainer = Trainer(config, folder, data=data, console=Console(quiet=True))
 
     def __call__(self, epoch: int) -> float:

@@ -199,6 +199,8 @@ def first_difference(wanted: RunConfig, found: Mapping[str, Any], ignore_source:
     for name in _FILLED_IN:
         if f"model.kwargs.{name}" not in ours:
             theirs.pop(f"model.kwargs.{name}", None)
+    if ours["train.precision"] == "auto":
+        theirs["train.precision"] = "auto"  # it has become what its hardware is fast at
     ignored = _NEVER_COMPARED | ({"data.source"} if ignore_source else set())
     for name in (*ours, *theirs):
         if name not in ignored and ours.get(name) != theirs.get(name):

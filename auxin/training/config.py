@@ -177,7 +177,8 @@ class TrainConfig:
         batch_size: Images per step.
         label_smoothing: Share of the target spread over all classes, 0 to 1.
         l1: Coefficient of the sum of the absolute values of all parameters, added to the training loss.
-        precision: "bf16-mixed" (autocast, weights stay fp32) or "32-true".
+        precision: "bf16-mixed" (autocast, weights stay fp32), "32-true" or "auto", which is the first where the
+            hardware has instructions for bf16 and the second elsewhere; the run keeps what it began with.
         channels_last: Store images and convolution weights as NHWC, faster for convolutions.
         clip_norm: Largest gradient norm allowed, or null.
         deterministic: Only deterministic kernels: on the CPU, a resumed run is then bit-equal to an uninterrupted one.
@@ -191,7 +192,7 @@ class TrainConfig:
     batch_size: int = 128
     label_smoothing: float = 0.0
     l1: float = 0.0
-    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
+    precision: Literal["auto", "bf16-mixed", "32-true"] = "auto"
     channels_last: bool = True
     clip_norm: float | None = None
     deterministic: bool = True

@@ -35,6 +35,7 @@ from auxin.training.ladder import LadderWriter, build_base, load_model, restore_
 from auxin.training.loop import evaluate, train_epoch
 from auxin.training.metrics import MetricsLog, read_rows
 from auxin.training.optimizer import make_optimizer, restore, state_of
+from auxin.training.precision import advice, precision_of
 from auxin.training.progress import EpochProgress
 from auxin.training.provenance import commit, hardware, versions
 from auxin.training.reproducible import prepare, reproducible, seed_stage
@@ -102,12 +103,14 @@ class Trainer:
         prepare(config.train)
         if config.train.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("train.device is cuda, but torch finds no GPU here: give auto or cpu.")
-        self.fabric = Fabric(accelerator=config.train.device, devices=1, precision=config.train.precision)
+        saved = checkpoints.load(self.folder.last) if self.folder.last.exists() else None
+        precision = precision_of(config.train, saved.config["train"]["precision"] if saved else None)
+        config = replace(config, train=replace(config.train, precision=precision))
+        self.fabric = Fabric(accelerator=config.train.device, devices=1, precision=precision)
         if data is None:
             data = load_images(config.data)
         self.data = data.to(self.fabric.device)
         self.config = config = with_shapes(config, self.data) if model is None else config
-        saved = checkpoints.load(self.folder.last) if self.folder.last.exists() else None
         self.epochs_done = saved.epoch + 1 if saved else 0
         if config.train.epochs < self.epochs_done:
             raise ConfigError(
@@ -186,7 +189,7 @@ class Trainer:
         log = MetricsLog(self.folder.metrics, self.folder.tensorboard, self.epochs_done)
         epochs = self.config.train.epochs
         self.account.start()
-        for note in filter(None, (self.account.note, log.note)):
+        for note in filter(None, (self.account.note, log.note, advice(self.config.train))):
             self.progress.line(note)
         try:
             with reproducible(self.config.train, self.fabric.device), self.progress:

@@ -92,6 +92,13 @@ def test_what_decides_nothing_may_differ_and_what_came_later_has_its_default() -
     assert "growth.similarity" in str(first_difference(wanted, found, ignore_source=True))
 
 
+def test_the_automatic_precision_is_whatever_the_hardware_made_of_it() -> None:
+    found = RunConfig.from_dict({"train": {"precision": "32-true"}}).to_dict()
+    assert first_difference(RunConfig(), found) is None
+    named = RunConfig.from_dict({"train": {"precision": "bf16-mixed"}})
+    assert first_difference(named, found) == 'train.precision is "32-true" and should be "bf16-mixed"'
+
+
 def test_only_takes_labels_slugs_and_words_of_an_axis(write: Write, tmp_path: Path) -> None:
     plan = make_plan(read_spec(write(grid={"growth.ratio": [0.25, 0.5]})), tmp_path)
     assert choose(plan, []) == plan
