@@ -72,6 +72,9 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
 
 def _drop_dead(graph: torch.fx.Graph) -> None:
     """Remove operators whose result nobody reads, such as attention weights that are thrown away."""
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            source.users.setdefault(node)  # torch.export forgets some beside a region of autocast
     for node in reversed(list(graph.nodes)):
         in_place = str(getattr(node.target, "_opname", "")).endswith("_")
         if node.op == "call_function" and not node.users and not in_place:

@@ -160,3 +160,27 @@ def test_the_models_of_the_library_can_grow_everywhere(make, groups, sites):
     graph = auxin.trace(make(), torch.randn(2, 3, 32, 32))
     assert len(graph.growable()) == groups
     assert len(graph.sites) == sites
+
+
+class WithoutAutocast(nn.Module):
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, x):
+        return torch.ones(x.shape[1], 1, dtype=x.dtype).sin()
+
+
+class SliceThatIsOnlyAskedForItsShape(nn.Module):
+    """As rotary embeddings do it; beside the region, torch.export forgets that the slice reads ``h``."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.scale, self.down = nn.Linear(4, 8), WithoutAutocast(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.up(x)
+        scale = self.scale(h[:, 1:])
+        return self.down(h[:, 1:] * scale)
+
+
+def test_a_dead_operator_beside_a_region_of_autocast_is_dropped():
+    graph = auxin.trace(SliceThatIsOnlyAskedForItsShape(), torch.randn(2, 5, 4))
+    assert [group.name for group in graph.growable()] == ["up"]
