@@ -231,8 +231,9 @@ class Grower:
         try:
             return attempt()
         except GrowthError:
+            known = self.graph.attributes
             resisting = resisting_groups(self.model, self.graph, self.allow_inexact)
-            if not resisting:
+            if not resisting and self.graph.attributes == known:
                 raise
             for name, why in resisting.items():
                 self.graph.atom(name).frozen = why

@@ -284,11 +284,16 @@ class Event:
         values["structure"] = Structure(
             blocks={path: tuple(blocks) for path, blocks in structure["blocks"].items()},
             shapes={name: tuple(shape) for name, shape in structure["shapes"].items()},
-            attributes={k: tuple(v) if isinstance(v, list) else v for k, v in structure["attributes"].items()},
+            attributes={name: _tuples(value) for name, value in structure["attributes"].items()},
         )
         values["changes"] = tuple(Change(**change) for change in values["changes"])
         values["notes"] = tuple(values["notes"])
         return cls(**values)
+
+
+def _tuples(value: Any) -> Any:
+    """Return JSON data with tuples for lists, as attributes have them."""
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

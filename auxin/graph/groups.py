@@ -16,6 +16,9 @@ from auxin.types import DepthSite, Role, Slot, WidthGroup
 
 PRIORITY: tuple[Role, ...] = ("consumer", "producer", "bias", "scale", "shift", "mean", "variance", "raw")
 
+_GENERIC = frozenset({"out_features", "out_channels", "in_features", "in_channels", "num_features"})
+"""Attributes of torch's own layers, which say nothing of the units' part."""
+
 
 class Graph:
     """What can grow in a model, and why the rest cannot.
@@ -93,14 +96,14 @@ class Graph:
     ) -> str:
         module = parameter.rpartition(".")[0]
         whole = Axis(((leaf,),))
-        label = next((a.name for a in self.attributes if a.index is None and _is_atom(a.axis, whole)), None)
+        labels = [a.name if a.index is None else a.index for a in self.attributes if _is_atom(a.axis, whole)]
+        label = next((label for label in labels if isinstance(label, str) and label not in _GENERIC), position)
         if not any(self._produces(slot) for slot in slots):
             name = f"{parameter}[{dim}]"
         else:
             name = module or parameter
-            generic = label in (None, "out_features", "out_channels", "in_features", "in_channels", "num_features")
             if position is not None:
-                name += f"[{position if generic else label}]"
+                name += f"[{label}]"
         unique, n = name, 2
         while unique in taken:
             unique, n = f"{name}#{n}", n + 1

@@ -65,11 +65,11 @@ class RoleTag:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A size that a module keeps as a Python attribute: ``index`` is the position within a tuple, or None."""
+    """A size that a module keeps as a Python attribute: ``index`` is its place within a tuple or dict, or None."""
 
     module: str
     name: str
-    index: int | None
+    index: int | str | None
     axis: Axis
 
 

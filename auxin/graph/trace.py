@@ -129,11 +129,11 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
         (a.module, a.name): (a.axis, True) for a in found.attributes if a.index is None
     }
 
-    def link(literal: Literal, name: str, named: bool) -> None:
-        key = (literal.module, name)
+    def link(literal: Literal, name: str, named: bool, place: int | str | None = None) -> None:
+        key = (literal.module, name if place is None else f"{name}[{place}]")
         if key not in linked:
             linked[key] = literal.axis, named
-            found.attributes.append(Attribute(literal.module, name, None, literal.axis))
+            found.attributes.append(Attribute(literal.module, name, place, literal.axis))
         elif literal.given and (named or not linked[key][1]):
             why = f"the attribute {literal.module}.{name} gives two sizes that cannot grow together"
             _unify_or_freeze(linked[key][0], literal.axis, why)
@@ -146,6 +146,12 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
             continue
         if is_frozen(literal.axis):
             fixed += [literal] if literal.given else []
+            continue
+        if type(module).__module__ == "einops.layers.torch":
+            places = [place for place, (_, size) in enumerate(module._axes_lengths) if size == literal.axis.size]
+            if len(places) == 1:
+                link(literal, "_axes_lengths", named=True, place=places[0])
+                link(literal, "axes_lengths", named=True, place=module._axes_lengths[places[0]][0])
             continue
         names = _size_attributes(module, literal.axis.size)
         if literal.kind == "copies":  # a number of copies is no dimension, though it may equal one

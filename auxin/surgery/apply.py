@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 
 from auxin.errors import AuxinError, ConfigError, GrowthError
 from auxin.graph import Graph, trace
+from auxin.graph.axes import Atom
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs, tensors_of, unwrap
+from auxin.surgery.asserted import asserted_size
 from auxin.surgery.blocks import GROWN
 from auxin.surgery.configs import config_sizes, update_configs
 from auxin.surgery.deepen import check_deepen, deepen_model
 from auxin.surgery.transaction import Transaction, resisting_line
-from auxin.surgery.widen import Lift, check_widen, widen_model
+from auxin.surgery.widen import Lift, check_widen, set_size, widen_model
 from auxin.types import Change, Deepen, Event, GrowthPlan, Structure, Widen
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -78,7 +80,7 @@ def apply(
     trains = _training_error(model, inputs) is None
     parameters, flops = graph.num_parameters(), graph.flops()
     change = Transaction()
-    configured = config_sizes(model)
+    configured, attributes = config_sizes(model), graph.attributes
     calibration = list(batches) if batches is not None else None
     current = ""
     try:
@@ -90,7 +92,7 @@ def apply(
             current = op.group if isinstance(op, Widen) else op.site
             work.carry_out(op)
         work.structure_attributes.update(update_configs(model, configured, change))
-        after = _outputs(model, inputs)
+        after = work.run(inputs)
         moved = _difference(before, after)
         if exact:
             _require_equal(before, moved)
@@ -103,6 +105,7 @@ def apply(
         work.retrace()
     except BaseException as error:
         change.rollback()
+        graph.attributes = attributes
         _restore_buffers(model, buffers)
         if not isinstance(error, Exception) or isinstance(error, ConfigError):
             raise
@@ -143,12 +146,14 @@ class _Work:
         self.blocks: dict[str, list[dict[str, Any]]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.structure_attributes: dict[str, Any] = {}
+        self.before: dict[Atom, int] = {}
 
     def carry_out(self, op: Widen | Deepen) -> None:
         if isinstance(op, Widen):
             self.retrace()
             check_widen(self.graph, op, self.allow_inexact)
             size = self.graph[op.group].size
+            self.before.setdefault(self.graph.atom(op.group), size)
             shapes, attributes = widen_model(
                 self.model, self.graph, op, self.optimizers, self.copies, self.lift, self.change
             )
@@ -164,6 +169,19 @@ class _Work:
         self.blocks.setdefault(op.site, []).append(options)
         self.changes.append(Change("deepen", op.site, depth - 1, depth))
         self.stale = True
+
+    def run(self, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
+        """Return the grown model's outputs; sizes that it checks and that the trace cannot see follow on the way."""
+        while True:
+            try:
+                return _outputs(self.model, inputs)
+            except Exception as error:
+                found = asserted_size(error, self.model, self.graph, self.before)
+                if found is None:
+                    raise
+            # It belongs to the graph from now on, also if the plan is only tried.
+            self.graph.attributes = (*self.graph.attributes, found)
+            self.structure_attributes |= set_size([self.model, *self.copies], found, self.change)
 
     def retrace(self) -> None:
         """Bring the graph up to date after insertions."""

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from auxin.errors import ConfigError, FrozenError
 from auxin.graph import Graph
 from auxin.graph.axes import Atom, Axis, gather_index, size_with, spread
+from auxin.graph.propagate import Attribute
 from auxin.surgery.optimizer import regather, resize_flat_state, resize_state
 from auxin.surgery.transaction import Transaction
 from auxin.types import Role, Slot, Widen
@@ -287,16 +288,36 @@ def _update_attributes(models: Sequence[nn.Module], graph: Graph, leaf: Atom, ch
     """Set every size attribute that the grown atom takes part in."""
     values: dict[str, Any] = {}
     for attribute in graph.attributes:
-        if leaf not in set(attribute.axis.atoms()):
-            continue
-        size = size_with(attribute.axis, {})
-        for model in models:
-            module = model.get_submodule(attribute.module)
-            value: Any = size
-            if attribute.index is not None:
-                current = list(getattr(module, attribute.name))
-                current[attribute.index - len(current) if attribute.index < 0 else attribute.index] = size
-                value = tuple(current)
-            change.set_attribute(module, attribute.name, value)
-            values[f"{attribute.module}:{attribute.name}"] = value
+        if leaf in set(attribute.axis.atoms()):
+            values |= set_size(models, attribute, change)
     return values
+
+
+def set_size(models: Sequence[nn.Module], attribute: Attribute, change: Transaction) -> dict[str, Any]:
+    """Give a size attribute the size that its axis has now.
+
+    Args:
+        models: The model and its averaged copies.
+        attribute: The attribute.
+        change: Where to record the change.
+
+    Returns:
+        Its new value by ``module:name``.
+    """
+    value: Any = size_with(attribute.axis, {})
+    for model in models:
+        module = model.get_submodule(attribute.module)
+        if attribute.index is not None:
+            value = _with_entry(getattr(module, attribute.name), attribute.index, size_with(attribute.axis, {}))
+        change.set_attribute(module, attribute.name, value)
+    return {f"{attribute.module}:{attribute.name}": value}
+
+
+def _with_entry(sizes: Any, index: int | str, size: int) -> Any:
+    """Return sizes, a dict, a tuple, or a tuple of names and sizes, with one of them replaced."""
+    if isinstance(sizes, dict):
+        return {**sizes, index: size}
+    return tuple(
+        entry if place != index else (entry[0], size) if isinstance(entry, tuple) else size
+        for place, entry in enumerate(sizes)
+    )

@@ -1,0 +1,103 @@
+"""Sizes that a module keeps only to check them: no operator of the traced graph has them."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import auxin
+from auxin.errors import GrowthError
+
+
+class Asserts(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = self.unrelated = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.channels, f"expected {self.unrelated}"
+        return nn.functional.avg_pool2d(x, 2)  # fmt: skip
+
+
+class Raises(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.width = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            if x.size(1) != self.width:
+                raise ValueError("wrong number of channels")
+            return x * 2
+        return x
+
+
+class RaisesElsewhere(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.checked = channels
+
+    def check(self, x: Tensor) -> Tensor:
+        if x.size(1) != 8 or self.checked != 8:
+            raise ValueError("only eight channels")
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.check(x)
+
+
+def make(middle: type[nn.Module], first: int = 8, second: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, first, 3, padding=1), middle(first), nn.Conv2d(first, second, 3, padding=1), middle(second),
+        nn.Conv2d(second, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    ).double()  # fmt: skip
+
+
+@pytest.mark.parametrize("middle", [Asserts, Raises])
+def test_a_size_that_is_only_checked_follows(middle: type[nn.Module]) -> None:
+    model, x = make(middle), torch.randn(2, 3, 8, 8, dtype=torch.double)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    graph, before = auxin.trace(model, x), model(x)
+    events = [auxin.widen(model, "0", by, graph=graph, ema=[average]) for by in (3, 2)]
+    assert (model(x) - before).abs().max() < 1e-10
+    average(x)
+    name = "channels" if middle is Asserts else "width"
+    assert [getattr(model[1], name), getattr(model[3], name)] == [13, 8]
+    assert getattr(model[1], "unrelated", 8) == 8
+    fresh = make(middle)
+    auxin.History.from_json(json.loads(json.dumps(auxin.History(events).to_json()))).replay(fresh)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(x), model(x))
+
+
+def test_where_the_check_names_another_number_everything_is_put_back() -> None:
+    model, x = make(RaisesElsewhere), torch.randn(2, 3, 8, 8, dtype=torch.double)
+    graph, before = auxin.trace(model, x), model(x)
+    attributes = graph.attributes
+    with pytest.raises(GrowthError, match="only eight channels"):
+        auxin.widen(model, "0", 1, graph=graph)
+    assert graph.attributes == attributes
+    assert [model[1].checked, model[3].checked] == [8, 8]
+    assert torch.equal(model(x), before)
+
+
+def test_groups_that_could_both_be_meant_are_told_apart_by_growing_one_at_a_time() -> None:
+    """Both groups have eight channels and grow by different amounts, so that eight has two meanings."""
+    model, x = make(Raises), torch.randn(2, 3, 8, 8, dtype=torch.double)
+
+    class Uneven:
+        name = "uneven"
+
+        def propose(self, model: Any, graph: auxin.Graph, allocated: Any, **rest: Any) -> auxin.GrowthPlan:
+            units = {"0": 1, "2": 3}
+            return auxin.METHODS["random"].propose(model, graph, type(allocated)(units), **rest)
+
+    before = model(x)
+    grower = auxin.Grower(model, None, x, method=Uneven(), budget=auxin.count(2))  # type: ignore[arg-type]
+    event = grower.grow()
+    assert event is not None and not event.notes
+    assert (model(x) - before).abs().max() < 1e-10
+    assert [model[1].width, model[3].width] == [9, 11]
