@@ -400,6 +400,39 @@ def mlp_layer_norm() -> nn.Module:
     )
 
 
+class StandardisedConv(nn.Conv2d):
+    """Weights of mean zero and variance one per filter, by a batch norm over them, as norm-free networks have it."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, (self.gain * 0.7).view(-1), training=True, momentum=0.0)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+
+def standardised_conv() -> nn.Module:
+    return nn.Sequential(
+        StandardisedConv(3, 5, 2), nn.ReLU(), StandardisedConv(5, 7, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(7, 4),
+    )  # fmt: skip
+
+
+class OpenHeads(nn.Module):
+    """The number of heads is left open, and happens to be the head dimension that the line names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim = 6
+        self.up, self.down = nn.Linear(5, 6 * 6), nn.Linear(6 * 6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.up(x).reshape(x.shape[0], x.shape[1], -1, 1 * self.dim)
+        return self.down((heads * heads.softmax(-1)).flatten(2))
+
+
 class RMSNorm(nn.Module):
     """Root mean square norm, written by hand as language models do."""
 
@@ -881,6 +914,24 @@ _ALL = (
         (("3.weight", 0), ("5.weight", 0)),
         (("7.weight", 0), ("0.weight", 1)),
         (5, 7, 10),
+    ),
+    Case(
+        "standardised_conv",
+        standardised_conv,
+        noise((2, 3, 6, 6)),
+        (("2.weight", 0), ("6.weight", 1)),
+        (("6.weight", 0), ("0.weight", 0), ("2.weight", 1), ("2.gain", 1)),
+        (5, 7),
+        notes="new inputs of a standardised filter change its mean",
+    ),
+    Case(
+        "open_heads",
+        OpenHeads,
+        noise((2, 3, 5)),
+        (("up.weight", 0),),
+        (("down.weight", 0),),
+        (6,),
+        notes="self.dim does not follow the heads",
     ),
     Case(
         "rms_norm",

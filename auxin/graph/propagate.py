@@ -229,6 +229,16 @@ class Propagator:
             given = Literal(self.owner()[0], axis, size != -1, source_code(self.node), firm, self.where(), kind)
             self.trace.literals.append(given)
 
+    def listed(self, sizes: Sequence[Any], axes: Sequence[Axis]) -> None:
+        """Link a tuple or list of the calling module that the code passes as all the sizes of an operator."""
+        path, module = self.owner()
+        text = source_code(self.node)
+        for name, held in vars(module).items() if module is not None else ():
+            if isinstance(held, (tuple, list)) and list(held) == list(sizes) and re.search(rf"\bself\.{name}\b", text):
+                self.trace.attributes.extend(
+                    Attribute(path, name, i, axis) for i, axis in enumerate(axes) if held[i] == axis.size
+                )
+
     def named(self, size: int) -> bool:
         """Return whether the source lines of the current operator name an attribute of its module of this size."""
         module, text = self.owner()[1], source_code(self.node)

@@ -263,6 +263,9 @@ def col2im(p: Propagator, x: Value, *args: Any) -> Value:
 def batch_norm(p: Propagator, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, *args: Any) -> Any:
     """One scale, shift, mean and variance per channel (dimension 1)."""
     _channel_norm(p, x, weight, bias, mean, variance)
+    if args[:1] == (True,):  # by the statistics of x itself, as where a weight is standardised in each forward
+        for axis in (x.axes[0], *x.axes[2:]):
+            p.inexact(axis, "normalises over it")
     p.attribute(nn.modules.batchnorm._BatchNorm, num_features=x.axes[1])
     return x
 
@@ -271,6 +274,9 @@ def batch_norm(p: Propagator, x: Value, weight: Any, bias: Any, mean: Any, varia
 def instance_norm(p: Propagator, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, *args: Any) -> Value:
     """Like batch norm, with statistics per image."""
     _channel_norm(p, x, weight, bias, mean, variance)
+    if args[:1] == (True,):
+        for axis in x.axes[2:]:
+            p.inexact(axis, "normalises over it")
     p.attribute(nn.modules.instancenorm._InstanceNorm, num_features=x.axes[1])
     return x
 

@@ -77,6 +77,7 @@ def split(p: Propagator, x: Value, sizes: Any, dim: int = 0) -> Any:
     parts.append(rest)
     for n, part in zip(sizes, parts, strict=True):
         p.literal(n, part)
+    p.listed(sizes, parts)
     return _parts(p, x, dim, parts)
 
 

@@ -40,6 +40,7 @@ def reshape_axes(p: Propagator, axes: Sequence[Axis], sizes: Sequence[int], give
                 right, j = right * sizes[j], j + 1
         # A dimension of size one that only one side has joins this run.
         while i < len(axes) and axes[i].size == 1 and not (j < len(sizes) and sizes[j] == 1):
+            p.freeze(axes[i], "drops it, a dimension of size one")
             i += 1
         while j < len(sizes) and sizes[j] == 1 and not (i < len(axes) and axes[i].size == 1):
             j += 1
@@ -83,7 +84,9 @@ def reshape(p: Propagator, x: Value, sizes: Any, *args: Any) -> Any:
     if not isinstance(sizes, (list, tuple)):  # another dtype; its entries may be wider
         same = p.output_shape() == tuple(axis.size for axis in x.axes)
         return x if same else p._unknown((x,), {})
-    return _reshaped(p, x, reshape_axes(p, x.axes, p.output_shape(), list(sizes)))
+    axes = reshape_axes(p, x.axes, p.output_shape(), list(sizes))
+    p.listed(sizes, axes)
+    return _reshaped(p, x, axes)
 
 
 def _reshaped(p: Propagator, x: Value, axes: Sequence[Axis]) -> Value:

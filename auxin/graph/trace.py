@@ -158,6 +158,8 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
             names = [name for name in names if "dim" not in name]
         named = [name for name in names if re.search(rf"\b{name}\b", literal.text)]
         named = named or _attributes_in(module, literal.axis.size, literal.text)
+        if not literal.given:  # an attribute that the line names gives another of its sizes
+            names, named = [name for name in names if name not in named], []
         for name in named:
             link(literal, name, named=True)
         if names and not named and not literal.firm:

@@ -15,10 +15,10 @@ from auxin.errors import AuxinError, ConfigError, GrowthError
 from auxin.graph import Graph, trace
 from auxin.graph.axes import Atom
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs, tensors_of, unwrap
-from auxin.surgery.asserted import asserted_size
 from auxin.surgery.blocks import GROWN
 from auxin.surgery.configs import config_sizes, update_configs
 from auxin.surgery.deepen import check_deepen, deepen_model
+from auxin.surgery.missed import missed_size
 from auxin.surgery.transaction import Transaction, resisting_line
 from auxin.surgery.widen import Lift, check_widen, set_size, widen_model
 from auxin.types import Change, Deepen, Event, GrowthPlan, Structure, Widen
@@ -171,12 +171,12 @@ class _Work:
         self.stale = True
 
     def run(self, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
-        """Return the grown model's outputs; sizes that it checks and that the trace cannot see follow on the way."""
+        """Return the grown model's outputs; sizes that the trace could not see follow on the way."""
         while True:
             try:
                 return _outputs(self.model, inputs)
             except Exception as error:
-                found = asserted_size(error, self.model, self.graph, self.before)
+                found = missed_size(error, self.model, self.graph, self.before)
                 if found is None:
                     raise
             # It belongs to the graph from now on, also if the plan is only tried.

@@ -314,10 +314,11 @@ def set_size(models: Sequence[nn.Module], attribute: Attribute, change: Transact
 
 
 def _with_entry(sizes: Any, index: int | str, size: int) -> Any:
-    """Return sizes, a dict, a tuple, or a tuple of names and sizes, with one of them replaced."""
+    """Return sizes, a dict, a list, a tuple, or a tuple of names and sizes, with one of them replaced."""
     if isinstance(sizes, dict):
         return {**sizes, index: size}
-    return tuple(
+    entries = (
         entry if place != index else (entry[0], size) if isinstance(entry, tuple) else size
         for place, entry in enumerate(sizes)
     )
+    return list(entries) if isinstance(sizes, list) else tuple(entries)

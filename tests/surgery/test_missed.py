@@ -1,4 +1,4 @@
-"""Sizes that a module keeps only to check them: no operator of the traced graph has them."""
+"""Sizes that the trace cannot see: only checked, or used in a method that another module calls."""
 
 import json
 from typing import Any
@@ -101,3 +101,62 @@ def test_groups_that_could_both_be_meant_are_told_apart_by_growing_one_at_a_time
     assert event is not None and not event.notes
     assert (model(x) - before).abs().max() < 1e-10
     assert [model[1].width, model[3].width] == [9, 11]
+
+
+class Table(nn.Module):
+    """A bias per head that the attention asks for, so that its operators seem to be the attention's."""
+
+    def __init__(self, heads: int, size: int) -> None:
+        super().__init__()
+        self.num_heads, self.shape = heads, (size, size, heads)
+        self.entries = nn.Linear(2, heads)
+        self.register_buffer("places", torch.randn(size * size, 2))
+
+    def table(self) -> Tensor:
+        rows = self.entries(self.places).view(-1, self.num_heads)
+        return rows.view(self.shape).permute(2, 0, 1)
+
+
+class BiasedAttention(nn.Module):
+    def __init__(self, width: int, heads: int, head_dim: int, size: int) -> None:
+        super().__init__()
+        self.num_heads, self.bias = heads, Table(heads, size)
+        self.qkv, self.out = nn.Linear(width, 3 * heads * head_dim), nn.Linear(heads * head_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-1, -2) + self.bias.table()).softmax(-1)
+        return x + self.out((weights @ v).transpose(1, 2).reshape(b, n, -1))
+
+
+def test_sizes_in_a_method_that_another_module_calls_follow() -> None:
+    torch.manual_seed(0)
+    attention = BiasedAttention(12, 3, 4, 7)
+    model, x = nn.Sequential(nn.Linear(5, 12), attention, nn.Linear(12, 2)).double(), torch.randn(2, 7, 5).double()
+    graph, before = auxin.trace(model, x), model(x)
+    auxin.widen(model, "1.qkv[num_heads]", 2, graph=graph)
+    assert (model(x) - before).abs().max() < 1e-10
+    assert (attention.num_heads, attention.bias.num_heads, attention.bias.shape) == (5, 5, (7, 7, 5))
+
+
+class Splits(nn.Module):
+    def __init__(self, sizes: Any) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.up, self.down = nn.Linear(5, sum(sizes)), nn.Linear(max(sizes), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = torch.split(self.up(x), self.sizes, dim=-1)
+        return self.down(a * b + c.relu().sum(-1, keepdim=True) * a)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_the_sizes_of_a_split_follow_as_they_are_kept(kind: type) -> None:
+    torch.manual_seed(0)
+    model, x = Splits(kind((6, 6, 3))).double(), torch.randn(2, 5).double()
+    graph, before = auxin.trace(model, x), model(x)
+    for group in graph.growable():
+        auxin.widen(model, group, 1, graph=graph)
+    assert (model(x) - before).abs().max() < 1e-10
+    assert isinstance(model.sizes, kind) and sum(model.sizes) == model.up.out_features > 15
