@@ -133,7 +133,7 @@ def _keep(runs: Sequence[Run]) -> None:
 
 def _show_plan(chosen: Sequence[Run], plan: Sequence[Run], jobs: int, threads: int, console: Console) -> None:
     chosen = once(chosen)
-    estimates = estimate(plan, threads)
+    estimates = estimate(chosen, plan, threads)
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "state", "time left", "estimated from"):
         table.add_column(heading, justify="right" if heading == "time left" else "left")

@@ -44,20 +44,21 @@ class Estimate:
     basis: str
 
 
-def estimate(runs: Sequence[Run], threads: int) -> dict[str, Estimate]:
+def estimate(runs: Sequence[Run], plan: Sequence[Run], threads: int) -> dict[str, Estimate]:
     """Guess the time that each unfinished run still takes.
 
-    From the finished runs of the same row, else from another row's, else from one short probe; the last two are scaled
-    by the FLOPs of training.
+    From its own epochs so far, else from the finished runs of the same row, else from another row's, else from one
+    short probe; all but the second are scaled by the FLOPs of training.
 
     Args:
-        runs: The whole plan, so that finished runs of other rows can be learnt from.
+        runs: The runs that are asked about.
+        plan: The whole plan, so that finished runs of other rows can be learnt from.
         threads: CPU threads of the probe.
 
     Returns:
         Name of the run → estimate; one entry per unfinished run.
     """
-    results = [(run, result) for run in runs if (result := run.result()) is not None]
+    results = [(run, result) for run in plan if (result := run.result()) is not None]
     times: dict[str, list[float]] = {}
     for run, result in results:
         times.setdefault(run.row.label, []).append(result.seconds)
@@ -67,6 +68,11 @@ def estimate(runs: Sequence[Run], threads: int) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
     for run in runs:
         if run.state == "done":
+            continue
+        if run.state == "begun" and (rows := read_rows(run.folder.metrics)):
+            cost = epoch_costs(run.config)
+            so_far = sum(row["epoch_seconds"] for row in rows) / sum(cost[: len(rows)])
+            found[run.name] = Estimate(so_far * sum(cost[len(rows) :]), f"its epochs so far: {len(rows)}")
             continue
         seconds = times.get(run.row.label)
         if seconds:
@@ -80,16 +86,8 @@ def estimate(runs: Sequence[Run], threads: int) -> dict[str, Estimate]:
                 whole = Estimate(reference[1] * scale, reference[2] + ("" if same else " x FLOPs"))
             except AuxinError as error:
                 whole = Estimate(None, f"nothing: {error}")
-        found[run.name] = _rest(run, whole)
+        found[run.name] = whole
     return found
-
-
-def _rest(run: Run, whole: Estimate) -> Estimate:
-    # Later epochs train larger models, so that what is left is weighted by their FLOPs.
-    if whole.seconds is None or run.state == "missing":
-        return whole
-    cost = epoch_costs(run.config)
-    return replace(whole, seconds=whole.seconds * sum(cost[len(read_rows(run.folder.metrics)) :]) / sum(cost))
 
 
 def epoch_costs(config: RunConfig) -> list[float]:

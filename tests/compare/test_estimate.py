@@ -34,7 +34,7 @@ def test_finished_runs_of_the_row_come_first_then_those_of_another_by_flops(writ
     for run, seconds in ((plan[0], 10.0), (plan[2], 20.0)):
         run.folder.path.mkdir(parents=True)
         make_result(run.config, seconds=seconds).save(run.folder.result)
-    found = estimate(plan, threads=1)
+    found = estimate(plan, plan, threads=1)
     assert set(found) == {"a-epochs-2-s2", "a-epochs-4-s0", "a-epochs-4-s1", "a-epochs-4-s2"}
     assert (found["a-epochs-2-s2"].seconds, found["a-epochs-2-s2"].basis) == (15.0, "finished runs of the row: 2")
     # Growth after each epoch by 0.5: 1 + 2.25 of the reference, which took 10 s; 1 + 2.25 + 2.25² + 2.25³ here.
@@ -42,14 +42,16 @@ def test_finished_runs_of_the_row_come_first_then_those_of_another_by_flops(writ
     assert found["a-epochs-4-s0"].basis == '"A, epochs=2" x FLOPs'
 
 
-def test_a_begun_run_has_its_rest_left(write: Write, tmp_path: Path) -> None:
+def test_a_begun_run_has_its_rest_left_by_its_own_epochs(write: Write, tmp_path: Path) -> None:
     plan = make_plan(read_spec(write(rows=[{"label": "A"}], seeds=2)), tmp_path)
     plan[0].folder.path.mkdir(parents=True)
     make_result(plan[0].config, seconds=13.0).save(plan[0].folder.result)
     plan[1].folder.last.parent.mkdir(parents=True)
     plan[1].folder.last.touch()
-    plan[1].folder.metrics.write_text('{"epoch": 0}\n')
-    assert estimate(plan, threads=1)["a-s1"].seconds == pytest.approx(13 * 2.25 / 3.25)
+    assert estimate(plan[1:], plan, threads=1)["a-s1"].seconds == 13.0  # stopped before its first epoch was logged
+    plan[1].folder.metrics.write_text('{"epoch": 0, "epoch_seconds": 8.0}\n')
+    found = estimate(plan[1:], plan, threads=1)["a-s1"]
+    assert (found.seconds, found.basis) == (8 * 2.25, "its epochs so far: 1")
 
 
 def test_the_probe_trains_little_and_scales_up(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +61,8 @@ def test_the_probe_trains_little_and_scales_up(write: Write, tmp_path: Path, mon
     assert 0 < probe(short, threads=1) < 60
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr(estimates, "probe", lambda config, threads: 7.0)
-    found = estimate(make_plan(spec, tmp_path / "runs"), threads=1)
+    plan = make_plan(spec, tmp_path / "runs")
+    found = estimate(plan, plan, threads=1)
     assert found["epochs-2-s0"].seconds == 7.0
     assert found["epochs-2-s0"].basis == "a short probe"
     assert long.train.epochs == 40
