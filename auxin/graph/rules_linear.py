@@ -79,6 +79,8 @@ def _count(p: Propagator, labels: Sequence[str], out: str, axes: dict[str, Axis]
 def linear(p: Propagator, x: Value, weight: Value, bias: Any = None) -> Value:
     """Map x to x Wᵀ + b with W of shape (out, in)."""
     batch = _letters(len(x.axes) - 1)
+    if not any(isinstance(p.tensors[name], nn.Parameter) for name, _ in x.sources):
+        x = Value(x.axes)  # a buffer, such as coordinates, is an input and no factor of a weight
     y = contract(p, (x, weight), (f"{batch}I", "OI"), f"{batch}O")
     _bias(p, y.axes[-1], bias)
     p.attribute(nn.Linear, in_features=x.axes[-1], out_features=y.axes[-1])

@@ -130,12 +130,14 @@ class BiasedAttention(nn.Module):
         return x + self.out((weights @ v).transpose(1, 2).reshape(b, n, -1))
 
 
-def test_sizes_in_a_method_that_another_module_calls_follow() -> None:
+@pytest.mark.parametrize("method", ["random", "net2net"])
+def test_sizes_in_a_method_that_another_module_calls_follow(method: str) -> None:
     torch.manual_seed(0)
     attention = BiasedAttention(12, 3, 4, 7)
     model, x = nn.Sequential(nn.Linear(5, 12), attention, nn.Linear(12, 2)).double(), torch.randn(2, 7, 5).double()
     graph, before = auxin.trace(model, x), model(x)
-    auxin.widen(model, "1.qkv[num_heads]", 2, graph=graph)
+    heads = next(group for group in graph.growable() if group.size == 3)
+    auxin.widen(model, heads, 2, graph=graph, method=method)
     assert (model(x) - before).abs().max() < 1e-10
     assert (attention.num_heads, attention.bias.num_heads, attention.bias.shape) == (5, 5, (7, 7, 5))
 
