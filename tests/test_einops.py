@@ -61,3 +61,15 @@ def test_a_layer_that_cannot_follow_is_put_back() -> None:
         except GrowthError:
             assert model[1].split.axes_lengths == {"h": 4, "d": 4}
     assert (model(x) - before).abs().max() < 1e-10
+
+
+def test_a_layer_with_weights_of_its_own_grows() -> None:
+    mix = layers.EinMix("b n (h i) -> b n (h o)", weight_shape="h i o", bias_shape="h o", h=2, i=4, o=3)
+    model, x = nn.Sequential(nn.Linear(5, 8), mix, nn.ReLU(), nn.Linear(6, 2)).double(), torch.randn(2, 3, 5).double()
+    before, graph = model(x), auxin.trace(model, x)
+    for group in graph.growable():
+        try:
+            auxin.widen(model, group, 1, graph=graph)
+        except GrowthError:
+            continue
+    assert (model(x) - before).abs().max() < 1e-10

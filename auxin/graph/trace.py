@@ -147,7 +147,7 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
         if is_frozen(literal.axis):
             fixed += [literal] if literal.given else []
             continue
-        if type(module).__module__ == "einops.layers.torch":
+        if type(module).__module__ == "einops.layers.torch" and hasattr(module, "_axes_lengths"):  # EinMix has none
             places = [place for place, (_, size) in enumerate(module._axes_lengths) if size == literal.axis.size]
             if len(places) == 1:
                 link(literal, "_axes_lengths", named=True, place=places[0])
