@@ -68,12 +68,17 @@ def copied(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode without its fused inference paths; flags and the random state come back at the end."""
+    """Put a model in eval mode without its fused inference paths; flags and the random state come back at the end.
+
+    float32 is float32 meanwhile: the ten bits of TF32, a GPU's default for convolutions, would pass for a change of the
+    function where a grown layer gets another kernel.
+    """
     flags = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.random.fork_rng(devices=sorted({p.device.index for p in model.parameters() if p.is_cuda})):
+        gpus = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+        with _without_tf32(), torch.random.fork_rng(devices=gpus):
             for module, _ in flags:
                 module.training = False
             yield
@@ -81,6 +86,18 @@ def evaluation(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    # The names that torch.export reads too: it refuses to run after a mixture of them and the newer fp32_precision.
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 @contextmanager

@@ -57,9 +57,10 @@ class Layer:
 
     def neurons(self, positions: Tensor) -> Tensor:
         """Return a mask (groups, n) of the neurons at some positions along ``dim``."""
-        mask = torch.zeros(self.weight.shape[self.dim], dtype=torch.bool)
-        mask[positions] = True
-        return mask.repeat(self.blocks).reshape(self.groups, -1).to(self.weight.device)
+        device = self.weight.device
+        mask = torch.zeros(self.weight.shape[self.dim], dtype=torch.bool, device=device)
+        mask[positions.to(device)] = True
+        return mask.repeat(self.blocks).reshape(self.groups, -1)
 
     def _rows(self, weight: Tensor) -> Tensor:
         """Return the weight as (C_out, inputs, ...)."""

@@ -221,6 +221,7 @@ class Trainer:
         base = copy.deepcopy(model)
         if saved:
             restore_model(model, saved)
+        model = self.fabric.to_device(model)  # now, as the optimizer's state is restored to where its parameters are
         if self.config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model, base
