@@ -208,16 +208,26 @@ class PerSample:
     def single(
         self, one: Batch, names: set[str], scalars: Callable[[Any, Batch], Sequence[Tensor]]
     ) -> dict[str, list[Tensor]]:
-        """Return, for one sample, the gradients of some parameters by plain backward passes, one per scalar."""
-        leaves = {name: self.own[name].clone().requires_grad_() for name in sorted(names)}
-        wanted = scalars(self.forward(one, {**self.own, **leaves}), one)
-        result: dict[str, list[Tensor]] = {name: [] for name in leaves}
+        """Return, for one sample, the gradients of some parameters by plain backward passes, one per scalar.
+
+        The whole of an edge belongs to the one sample, whichever of its dimensions samples lie along; so the rows of
+        what is attached there are its gradient together.
+        """
+        leaves = {name: self.own[name].clone().requires_grad_() for name in sorted(names & self.own.keys())}
+        attached = names - self.own.keys()
+        recorder = self.recorder(attached) if attached else None
+        wanted = scalars(self.forward(one, {**self.own, **leaves}, recorder), one)
+        uses = recorder.uses if recorder else []
+        places = [*leaves.values(), *(use.y for use in uses)]
+        result: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}
         for k, scalar in enumerate(wanted):
-            found = torch.autograd.grad(
-                scalar, list(leaves.values()), retain_graph=k + 1 < len(wanted), materialize_grads=True
-            )
-            for name, gradient in zip(leaves, found, strict=True):
+            found = torch.autograd.grad(scalar, places, retain_graph=k + 1 < len(wanted), materialize_grads=True)
+            for name, gradient in zip(leaves, found, strict=False):
                 result[name].append(gradient)
+            for name in attached:
+                edges = zip(uses, found[len(leaves) :], strict=True)
+                parts = [use.rows[name](b).sum(0) for use, b in edges if name in use.rows]
+                result[name].append(torch.stack(parts).sum(0).reshape(self.parameters[name].shape))
         return result
 
     def _compare(self, probe: Batch) -> None:
@@ -242,7 +252,7 @@ class PerSample:
                     continue
                 rows[name] = rows[name] + mine if name in rows else mine
         for i in range(size(probe)):
-            single = self.single(take(probe, slice(i, i + 1)), set(self.own), scalars)
+            single = self.single(take(probe, slice(i, i + 1)), set(self.parameters), scalars)
             for name, (true,) in single.items():
                 mine = rows[name][i] if name in rows else torch.zeros_like(true)
                 if (mine - true).norm() > 1e-3 * true.norm() + 1e-12:

@@ -145,6 +145,36 @@ def test_random_architectures(net: Net) -> None:
     check(model, graph, samples, mean_loss, FORMS[:3] if mixes else FORMS)
 
 
+class Rearranged(nn.Module):
+    """Its layers see samples along another dimension than the first, or merged with positions."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.act, self.second, self.last_act = nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From (B, T, 4) to (B, 3)."""
+        batch, positions, _ = x.shape
+        x = x.transpose(0, 1) if self.how == "positions first" else x.reshape(batch * positions, -1)
+        x = self.last_act(self.second(self.act(self.first(x))))
+        x = x.mean(0) if self.how == "positions first" else x.reshape(batch, positions, -1).mean(1)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("how", ["positions first", "merged"])
+@pytest.mark.parametrize("positions", [2, 3])
+def test_samples_need_not_lie_along_the_first_dimension(how: str, positions: int) -> None:
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(6, positions, 4, generator=draw, dtype=torch.float64)
+    model = randomise(Rearranged(how)).double()
+    proposals = check(
+        model, auxin.trace(model, x[:2]), Batch(x, torch.randint(3, (6,), generator=draw)), F.cross_entropy
+    )
+    assert {p.kind for p in proposals} == {"widen", "deepen"}
+
+
 @pytest.mark.parametrize("kind", ["sampled", "ggn"])
 @pytest.mark.parametrize("form", FORMS)
 def test_other_fisher_matrices(form: str, kind: str) -> None:
