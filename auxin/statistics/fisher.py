@@ -48,11 +48,10 @@ class Share:
     index: Tensor | None = None
 
     def of(self, rows: Tensor) -> Tensor:
-        """Return the share's entries of rows (..., *parameter), flat: (..., entries)."""
-        lead = 2
+        """Return the share's entries of rows (sets, samples, *parameter), flat: (sets, samples, entries)."""
         if self.dim is not None and self.index is not None:
-            rows = rows.index_select(self.dim + lead, self.index.to(rows.device))
-        return rows.flatten(lead)
+            rows = rows.index_select(self.dim + 2, self.index.to(rows.device))
+        return rows.reshape(*rows.shape[:2], -1)  # a scalar parameter's rows have no third dimension
 
 
 ALL = (Share(CURRENT),)

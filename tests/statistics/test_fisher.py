@@ -23,7 +23,7 @@ N, CLASSES = 7, 3
 
 
 class Net(nn.Module):
-    """Convolutions, depthwise and transposed (single passes), a norm, a scale, linear layers over positions and not."""
+    """Convolutions, depthwise and transposed (single passes), a norm, scales, linear layers over positions and not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,11 +36,12 @@ class Net(nn.Module):
         self.point = nn.Conv2d(4, 6, 1)
         self.up = nn.Linear(4, 5)
         self.last = nn.Linear(30, CLASSES)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.transposed(self.act(self.norm(self.conv(x))))
         x = self.point(x + self.scale * self.depthwise(x)).flatten(2)
-        return self.last(self.up(F.silu(x)).flatten(1))
+        return self.last(self.up(F.silu(x)).flatten(1)) * self.temperature
 
 
 def make(n: int = N) -> tuple[nn.Module, Batch]:
@@ -72,7 +73,7 @@ def by_block(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gram matrix of each module's entries."""
     result: dict[str, Tensor] = {}
     for name, row in rows.items():
-        flat = row.flatten(2).flatten(0, 1)
+        flat = row.reshape(row.shape[0] * row.shape[1], -1)
         block = name.rpartition(".")[0]
         result[block] = result.get(block, torch.zeros(())) + flat @ flat.T
     return result
@@ -162,7 +163,7 @@ def test_entries_go_to_their_owners() -> None:
                 for name, row in mine.items():
                     torch.testing.assert_close(moments[owner][name].gradient, row[0].mean(0).flatten())
             total = sum(torch.stack(list(of.values())).sum(0) for of in grams.values())
-            everything = torch.cat([row.flatten(2).flatten(0, 1) for row in rows.values()], 1)
+            everything = torch.cat([row.reshape(row.shape[0] * row.shape[1], -1) for row in rows.values()], 1)
             torch.testing.assert_close(total, everything @ everything.T, rtol=1e-10, atol=1e-12)
 
 
