@@ -208,11 +208,9 @@ class PerSample:
     def single(
         self, one: Batch, names: set[str], scalars: Callable[[Any, Batch], Sequence[Tensor]]
     ) -> dict[str, list[Tensor]]:
-        """Return, for one sample, the gradients of some parameters by plain backward passes, one per scalar.
-
-        The whole of an edge belongs to the one sample, whichever of its dimensions samples lie along; so the rows of
-        what is attached there are its gradient together.
-        """
+        """Return, for one sample, the gradients of some parameters by plain backward passes, one per scalar."""
+        # All of an edge is this sample's, whichever of its dimensions samples lie along: the rows of what is attached
+        # there, taken together, are its gradient.
         leaves = {name: self.own[name].clone().requires_grad_() for name in sorted(names & self.own.keys())}
         attached = names - self.own.keys()
         recorder = self.recorder(attached) if attached else None

@@ -30,7 +30,7 @@ Rows = dict[str, Tensor]
 
 def solve(rows: Rows, damping: float) -> float:
     """gᵀ(F + λI)⁻¹g for the given parameters, F = RᵀR/n; the first set of rows is J."""
-    flat = torch.cat([row.flatten(2) for row in rows.values()], 2)
+    flat = torch.cat([row.reshape(*row.shape[:2], -1) for row in rows.values()], 2)
     sets, n, p = flat.shape
     g, r = flat[0].mean(0), flat[1 if sets > 1 else 0 :].reshape(-1, p)
     return float(g @ torch.linalg.solve(r.T @ r / n + damping * torch.eye(p, dtype=r.dtype), g))
@@ -192,7 +192,7 @@ def test_the_chosen_damping_puts_the_score_at_its_target(target: float) -> None:
     for form in ("diagonal", "kfac"):
         chosen = score(form)
         assert chosen.value == pytest.approx(score(form, chosen.damping).value, rel=1e-12)
-    r = torch.cat([row[1:].flatten(2) for row in others.values()], 2).flatten(0, 1)
+    r = torch.cat([row[1:].reshape(len(row) - 1, row.shape[1], -1) for row in others.values()], 2).flatten(0, 1)
     k = torch.linalg.svdvals(r).square() / 7
     alive = k[k > 1e-10 * k[0]]
     rank = float((alive / (alive + score("gram", fisher="ggn").damping)).sum())
