@@ -28,8 +28,9 @@ from auxin.budgets import count, ratio
 from auxin.errors import AuxinError
 from auxin.expansion import Natural as natural
 from auxin.graph import Graph, trace
-from auxin.grower import Grower, deepen, widen
+from auxin.grower import Grower
 from auxin.methods import METHODS
+from auxin.once import deepen, widen
 from auxin.planned import Planned as planned
 from auxin.similarity import Similarity
 from auxin.surgery import History

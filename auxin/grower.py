@@ -14,26 +14,24 @@ from auxin.arguments import check_arguments
 from auxin.budgets import Allocated, parse_cap
 from auxin.errors import CheckpointError, ConfigError, GrowthError
 from auxin.graph import Graph, trace
-from auxin.methods import METHODS
+from auxin.methods import find_method
 from auxin.methods.random import Random
 from auxin.planned import Planned
 from auxin.ranking import decide
 from auxin.similarity import Refinement, Similarity, batch_norms, model_inputs
-from auxin.surgery import History, apply, check_widen
+from auxin.surgery import History, apply
 from auxin.trial import resisting_groups
 from auxin.types import (
     Budget,
     Decider,
     Decision,
     Deepen,
-    DepthSite,
     Event,
     GrowthPlan,
     LossFn,
     Method,
     Trigger,
     Widen,
-    WidthGroup,
 )  # fmt: skip
 
 
@@ -323,109 +321,3 @@ class Grower:
             load(state["trigger"])
         self.history = history
         self.decisions = [Decision.from_dict(decision) for decision in state.get("decisions", ())]
-
-
-def find_method(method: str | Method) -> Method:
-    """Return a method by name, or as it is.
-
-    Args:
-        method: A method or its name in ``METHODS``.
-
-    Returns:
-        The method.
-
-    Raises:
-        ConfigError: If there is none of this name.
-    """
-    if not isinstance(method, str):
-        return method
-    if method not in METHODS:
-        raise ConfigError(f"There is no growth method {method!r}; choose one of {', '.join(sorted(METHODS))}.")
-    return METHODS[method]
-
-
-def widen(
-    model: nn.Module,
-    group: str | WidthGroup,
-    by: int,
-    *,
-    graph: Graph,
-    method: str | Method = "random",
-    optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    ema: Sequence[nn.Module] = (),
-    seed: int = 0,
-    allow_inexact: bool = False,
-    loader: Iterable[Any] | None = None,
-    loss_fn: LossFn | None = None,
-) -> Event:
-    """Add units to one width group, in place.
-
-    Args:
-        model: Any module that ``graph`` was traced from.
-        group: The group or its name.
-        by: Number of units to add.
-        graph: ``auxin.trace(model, example_inputs)``; kept up to date.
-        method: A method or its name.
-        optimizer: Optimizers whose state follows.
-        ema: Averaged copies of the model, resized alike.
-        seed: Seed of the new weights.
-        allow_inexact: Whether the function may change.
-        loader: Batches for methods that look at data.
-        loss_fn: The training loss, for methods that look at gradients.
-
-    Returns:
-        What changed.
-
-    Raises:
-        FrozenError: If the group may not grow.
-        GrowthError: If the grown model fails; everything is restored.
-    """
-    name = group.name if isinstance(group, WidthGroup) else group
-    check_widen(graph, Widen(name, by), allow_inexact)
-    plan = find_method(method).propose(
-        model,
-        graph,
-        Allocated({name: by}),
-        generator=torch.Generator().manual_seed(seed),
-        batches=loader,
-        loss_fn=loss_fn,
-    )
-    return apply(plan, model, graph, optimizer=optimizer, ema=ema, allow_inexact=allow_inexact)
-
-
-def deepen(
-    model: nn.Module,
-    site: str | DepthSite,
-    *,
-    graph: Graph,
-    optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    ema: Sequence[nn.Module] = (),
-    batches: Iterable[Any] | None = None,
-    kernel_size: int = 3,
-    noise: float = 0.0,
-    seed: int = 0,
-) -> Event:
-    """Insert a block that starts as the identity after a module, in place.
-
-    Args:
-        model: Any module that ``graph`` was traced from.
-        site: The depth site or its name.
-        graph: ``auxin.trace(model, example_inputs)``; traced again after the insertion.
-        optimizer: Optimizers that shall train the new block.
-        ema: Averaged copies of the model that get the same block.
-        batches: Model inputs to calibrate the block's norm on; the example inputs if None.
-        kernel_size: Odd size of the convolution's kernel.
-        noise: Standard deviation of noise on the identity weights; 0 preserves the function.
-        seed: Seed of the noise.
-
-    Returns:
-        What changed.
-
-    Raises:
-        ConfigError: If there is no such site.
-        GrowthError: If the grown model fails; everything is restored.
-    """
-    name = site.name if isinstance(site, DepthSite) else site
-    plan = GrowthPlan("identity", (Deepen(name, kernel_size, noise),), preserves=noise == 0)
-    generator = torch.Generator().manual_seed(seed)
-    return apply(plan, model, graph, optimizer=optimizer, ema=ema, batches=batches, generator=generator)

@@ -1,4 +1,7 @@
-"""The nouns of auxin as data: groups, sites, plans, events, and the protocols that methods and triggers follow."""
+"""The nouns of auxin as data: groups, sites, plans, events, and the protocols that methods and triggers follow.
+
+A long file: the vocabulary of all others in one place, most of it documentation of fields.
+"""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ FLOORS = {
     "auxin.candidates": 3,
     "auxin.expansion": 3,
     "auxin.grower": 4,
+    "auxin.once": 4,
     "auxin": 4.5,
     "auxin.data": 4,
     "auxin.models": 4,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 # Importing the rules fills the table that propagation reads.
-from auxin.graph import rules, rules_cut, rules_linear, rules_shape  # noqa: F401
+from auxin.graph import rules, rules_create, rules_cut, rules_linear, rules_norm, rules_shape, rules_space  # noqa: F401
 from auxin.graph.axes import Axis, MismatchError, atom, factor_inner, freeze, is_frozen, resolve, unify
 from auxin.graph.capture import capture, clone_tensors, unwrap
 from auxin.graph.groups import Graph

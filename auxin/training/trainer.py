@@ -1,4 +1,7 @@
-"""The Trainer: epochs, growth between them, and a checkpoint after each so that a kill costs one epoch at most."""
+"""The Trainer: epochs, growth between them, and a checkpoint after each so that a kill costs one epoch at most.
+
+A long file: the order in which these happen, and in which files are written, is what makes a resume exact.
+"""
 
 from __future__ import annotations
 
