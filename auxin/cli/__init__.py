@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from auxin.errors import AuxinError
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in {"-h", "--help"}:
         print(_usage())
         return 0 if words else 2
+    before, threading.excepthook = threading.excepthook, _thread_failed
     try:
         return _run(words[0], words[1:])
     except KeyboardInterrupt as error:
@@ -80,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         text = " ".join(str(error).split())
         return _fail(f"unexpected {type(error).__name__}: {text} (AUXIN_DEBUG=1 shows where).", 2, error)
+    finally:
+        threading.excepthook = before
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -96,6 +100,12 @@ def _usage() -> str:
     return (
         f"usage: auxin COMMAND [options]\n\nGrow neural networks while they train.\n\ncommands:\n{lines}\n\n{_EXAMPLES}"
     )
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Print no traceback of TensorBoard's thread: its writer raises the same error again where the run ends."""
+    if os.environ.get("AUXIN_DEBUG") == "1" or not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def _fail(sentence: str, code: int, error: BaseException) -> int:

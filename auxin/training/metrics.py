@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -37,6 +38,7 @@ class MetricsLog:
         write_atomically(path.with_suffix(".csv"), _table(self.rows).encode())
         # purge_step hides what a killed run wrote after its last checkpoint.
         self._writer = SummaryWriter(str(tensorboard), purge_step=epochs_done)
+        self._tensorboard = tensorboard
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add the row of one epoch.
@@ -55,14 +57,18 @@ class MetricsLog:
             raise CheckpointError(f"{not_written(self.path, error)} and run auxin resume.") from error
         # Rewritten whole: a later epoch may bring a new column.
         write_atomically(self.path.with_suffix(".csv"), _table(self.rows).encode())
-        for name, value in row.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, int(row["epoch"]))
-        self._writer.flush()
+        try:
+            for name, value in row.items():
+                if name != "epoch":
+                    self._writer.add_scalar(name, value, int(row["epoch"]))
+            self._writer.flush()
+        except OSError as error:
+            raise CheckpointError(f"{not_written(self._tensorboard, error)} and run auxin resume.") from error
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
-        self._writer.close()
+        """Close TensorBoard's file; what could not be written to it was an error of ``append``."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,11 @@
+import errno
 import io
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -83,6 +85,24 @@ def test_an_unexpected_error_is_one_sentence_too(
     monkeypatch.setattr(cli, "_run", fail)
     assert main(["demo"]) == 2
     assert capsys.readouterr().err == "auxin: unexpected RuntimeError: two lines (AUXIN_DEBUG=1 shows where).\n"
+
+
+def test_a_thread_that_fails_beside_it_prints_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> int:
+        def write() -> None:
+            raise full
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        raise full
+
+    full = OSError(errno.ENOSPC, "No space left on device", "events")
+    monkeypatch.setattr(cli, "_run", fail)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == "auxin: events: No space left on device.\n"
 
 
 def test_a_missing_extra_names_the_command_that_installs_it(

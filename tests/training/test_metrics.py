@@ -1,9 +1,11 @@
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from auxin.errors import CheckpointError
 from auxin.training.metrics import MetricsLog, read_rows
 
 
@@ -40,6 +42,19 @@ def test_a_loss_that_is_no_number_stays_valid_json(tmp_path: Path) -> None:
     log.close()
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     assert read_rows(tmp_path / "metrics.jsonl") == [{"epoch": 0, "val_loss": None}]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_a_folder_of_tensorboard_that_is_gone_is_one_sentence_and_no_lost_row(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    log.append({"epoch": 0, "val_loss": 1.0})
+    shutil.rmtree(tmp_path / "tensorboard")
+    with pytest.raises(CheckpointError, match=r"tensorboard could not be written .*: check its folder and run auxin"):
+        log.append({"epoch": 1, "val_loss": 2.0})
+    log.close()
+    assert [row["epoch"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1]
+    write(tmp_path, range(1, 3), 1)
+    assert [row["epoch"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("damage", ['{"epoch": 1, "val_', '{"epoch": "one"}', "[1]", ""])
