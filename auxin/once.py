@@ -86,7 +86,7 @@ def deepen(
         optimizer: Optimizers that shall train the new block.
         ema: Averaged copies of the model that get the same block.
         batches: Model inputs to calibrate the block's norm on; the example inputs if None.
-        kernel_size: Odd size of the convolution's kernel.
+        kernel_size: Odd size of the convolution's kernel; 1 where the edge has a single position (a pooled map).
         noise: Standard deviation of noise on the identity weights; 0 preserves the function.
         seed: Seed of the noise.
 

@@ -81,6 +81,8 @@ class DepthSite:
         activation: Name of the activation in ``torch.nn``, for example ``ReLU``.
         idempotent: Whether the edge already carries that activation's output and applying it again changes nothing.
         arguments: Keyword arguments of the activation.
+        pointwise: Whether the edge has a single position (a pooled map, squeeze-excite), where all of a kernel but its
+            centre would see padding only.
     """
 
     name: str
@@ -90,6 +92,7 @@ class DepthSite:
     activation: str
     idempotent: bool
     arguments: tuple[tuple[str, float], ...] = ()
+    pointwise: bool = False
 
     @property
     def rank(self) -> int:
@@ -134,7 +137,8 @@ class Deepen:
 
     Attributes:
         site: Name of the depth site.
-        kernel_size: Size of the convolution's kernel (odd); ignored for linear blocks.
+        kernel_size: Size of the convolution's kernel (odd); ignored for linear blocks, 1 where the edge has a single
+            position.
         noise: Standard deviation of noise added to the identity weights.
     """
 

@@ -147,8 +147,9 @@ def _layers(
         if most is not None and len(there) >= most:
             continue
         op = replace(like, site=site.name)
-        more = sum(p.numel() for p in build_block(torch.zeros(()), **block_options(site, op)).parameters())
-        weights = site.channels**2 * like.kernel_size**site.rank
+        options = block_options(site, op)
+        more = sum(p.numel() for p in build_block(torch.zeros(()), **options).parameters())
+        weights = site.channels**2 * options["kernel_size"] ** site.rank
         flops = 2 * weights * positions[site.name]
         after = {
             "parameters": graph.num_parameters() + more,

@@ -73,7 +73,8 @@ def _site(
     given = dict(zip(names, activation.args[1:], strict=False))
     arguments = tuple((key, float(value)) for key, value in given.items() if isinstance(value, (int, float)))
     module = ACTIVATIONS[name]
-    axis = value.axes[CHANNEL[value.layout]]
+    channel = len(value.axes) + CHANNEL[value.layout]
+    axis = value.axes[channel]
     site = DepthSite(
         name=path,
         kind=value.layout,  # type: ignore[arg-type]
@@ -82,6 +83,7 @@ def _site(
         activation=module,
         idempotent=after and module in IDEMPOTENT,
         arguments=arguments,
+        pointwise=all(a.size == 1 for a in value.axes[channel + 1 :]),
     )
     return site, axis
 

@@ -46,7 +46,7 @@ def block_options(site: DepthSite, op: Deepen) -> dict[str, Any]:
     return {
         "kind": site.kind,
         "channels": site.channels,
-        "kernel_size": op.kernel_size,
+        "kernel_size": 1 if site.pointwise else op.kernel_size,
         "norm": site.norm,
         "activation": site.activation,
         "arguments": dict(site.arguments),

@@ -284,6 +284,21 @@ def test_what_is_proposed() -> None:
             make_proposals(model, graph, within=[path])
 
 
+def test_a_layer_at_an_edge_of_a_single_position_has_no_weights_that_see_only_padding() -> None:
+    torch.manual_seed(0)
+    squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 4, 1), nn.ELU(), nn.Conv2d(4, 10, 1), nn.Flatten())
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), *squeeze).double()
+    samples = images(8, 6)
+    graph = auxin.trace(model, samples.inputs)
+    assert {site.name: site.pointwise for site in graph.sites} == {"1": False, "4": True}
+    proposals = check(model, graph, samples, nn.CrossEntropyLoss())
+    assert {p.name: p.parameters for p in proposals if p.kind == "deepen"} == {"1": 6 * 6 * 9 + 6, "4": 4 * 4 + 4 + 1}
+    auxin.deepen(model, "4", graph=graph, kernel_size=5)
+    assert model[4].grown[0].map.kernel_size == (1, 1)  # type: ignore[index,union-attr]
+    nn.CrossEntropyLoss()(model(samples.inputs), samples.target).backward()
+    assert bool((model[4].grown[0].map.weight.grad != 0).all())  # type: ignore[index,union-attr]
+
+
 def test_blocks_that_share_a_group_are_refused() -> None:
     model, graph = small()
     with pytest.raises(ConfigError, match=r"'1\.0'.*more than one"):
