@@ -219,7 +219,10 @@ class PerSample:
         places = [*leaves.values(), *(use.y for use in uses)]
         result: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}
         for k, scalar in enumerate(wanted):
-            found = torch.autograd.grad(scalar, places, retain_graph=k + 1 < len(wanted), materialize_grads=True)
+            if scalar.requires_grad:
+                found = torch.autograd.grad(scalar, places, retain_graph=k + 1 < len(wanted), materialize_grads=True)
+            else:  # the output has them detached only, as a codebook behind a straight-through estimator
+                found = tuple(map(torch.zeros_like, places))
             for name, gradient in zip(leaves, found, strict=False):
                 result[name].append(gradient)
             for name in attached:

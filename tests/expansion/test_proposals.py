@@ -266,6 +266,28 @@ def keys(proposals: list[Proposal]) -> list[str]:
     return [p.key for p in proposals]
 
 
+class Quantised(nn.Module):
+    """The nearest code in place of the hidden state, with a straight-through gradient: the codes get none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.act, self.leave = nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)
+        self.codes = nn.Parameter(torch.randn(5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.act(self.enter(x))
+        code = self.codes[torch.cdist(z, self.codes).argmin(1)]
+        return self.leave(z + (code - z).detach())
+
+
+def test_a_parameter_that_the_output_reads_without_its_gradient() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Quantised()).double()
+    samples = Batch(torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2]))
+    graph = auxin.trace(model, samples.inputs)
+    assert check(model, graph, samples, nn.CrossEntropyLoss())
+
+
 def test_what_is_proposed() -> None:
     model, graph = small()
     every = ["deepen 0.2", "deepen 1.2", "deepen 1.4", "widen 0.0", "widen 1.0", "widen 1.3"]
