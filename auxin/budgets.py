@@ -149,6 +149,10 @@ def ratio(
 ) -> Amount:
     """Grow by a fraction of what is there.
 
+    Per group and of neurons it adds at least one unit to each group, which is much where units are few and large: a
+    second head, or a second group of a GroupNorm that has one, doubles its layers. A fraction of the parameters or
+    FLOPs is never exceeded.
+
     Args:
         fraction: 0.35 adds 35 %.
         of: What is counted: neurons, parameters or FLOPs of the example forward.
