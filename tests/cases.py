@@ -387,6 +387,22 @@ def conv3d() -> nn.Module:
 # ------------------------------------------------------------------------------------------ MLPs and transformers
 
 
+class TokenNorm(nn.Module):
+    """LeViT's: a linear layer over tokens and a batch norm over all of them."""
+
+    def __init__(self, entering: int, leaving: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(entering, leaving, bias=False), nn.BatchNorm1d(leaving)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return self.norm(x.flatten(0, 1)).reshape_as(x)
+
+
+def token_batch_norm() -> nn.Module:
+    return nn.Sequential(TokenNorm(4, 7), nn.ReLU(), TokenNorm(7, 5), nn.Hardswish(), nn.Linear(5, 3))
+
+
 def mlp_layer_norm() -> nn.Module:
     return nn.Sequential(
         nn.Linear(6, 10),
@@ -905,6 +921,14 @@ _ALL = (
         noise((2, 2, 5, 5, 5)),
         (("trunk.0.weight", 0), ("trunk.3.weight", 0)),
         (("head.weight", 0),),
+        (5, 7),
+    ),
+    Case(
+        "token_batch_norm",
+        token_batch_norm,
+        noise((2, 6, 4)),
+        (("0.linear.weight", 0), ("2.linear.weight", 1), ("2.norm.weight", 0), ("4.weight", 1)),
+        (("4.weight", 0), ("0.linear.weight", 1)),
         (5, 7),
     ),
     Case(

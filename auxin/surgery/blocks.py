@@ -98,7 +98,12 @@ class IdentityBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return activation(norm(map(x))), of x's shape."""
-        return self.activation(self.norm(self.map(x)))
+        y = self.map(x)
+        if isinstance(self.norm, nn.BatchNorm1d) and isinstance(self.map, nn.Linear) and y.dim() > 2:
+            y = self.norm(y.flatten(0, -2)).reshape_as(y)  # of tokens: BatchNorm1d would take them for channels
+        else:
+            y = self.norm(y)
+        return self.activation(y)
 
 
 def nearest_parameter(model: nn.Module, path: str) -> Tensor:

@@ -117,7 +117,7 @@ def test_models_of_the_library(name: str) -> None:
 
 ZOO = (
     "residual", "channel_shuffle", "grouped", "group_norm", "squeeze_excite", "conv1d",
-    "grouped_query_sdpa", "raw_parameters", "two_in_two_out", "called_twice", "hf_llama",
+    "grouped_query_sdpa", "raw_parameters", "two_in_two_out", "called_twice", "token_batch_norm", "hf_llama",
 )  # fmt: skip
 
 
