@@ -71,7 +71,8 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode without its fused inference paths; flags and the random state come back at the end.
 
     float32 is float32 meanwhile: the ten bits of TF32, a GPU's default for convolutions, would pass for a change of the
-    function where a grown layer gets another kernel.
+    function where a grown layer gets another kernel. Flags are set without ``train()``, which may do anything (merge
+    adapters); what else it does in some models, forgetting tensors kept since they were in eval mode, is done here.
     """
     flags = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -81,11 +82,21 @@ def evaluation(model: nn.Module) -> Iterator[None]:
         with _without_tf32(), torch.random.fork_rng(devices=gpus):
             for module, _ in flags:
                 module.training = False
+            _empty_caches(model)
             yield
     finally:
+        _empty_caches(model)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, training in flags:
             module.training = training
+
+
+def _empty_caches(model: nn.Module) -> None:
+    """Empty dictionaries of tensors that are called a cache: parameters have changed since, or will."""
+    for module in model.modules():
+        for name, kept in vars(module).items():
+            if "cache" in name and isinstance(kept, dict) and all(isinstance(v, Tensor) for v in kept.values()):
+                kept.clear()
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """What a model is put into while it is looked at."""
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import auxin
 from auxin.graph.capture import evaluation
 
 
@@ -22,3 +24,43 @@ def test_tf32_comes_back_as_the_user_had_it():
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+class CachedBias(nn.Module):
+    """LeViT's: in eval mode a table of biases is looked up once, and kept until ``train()`` is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(4, 7), nn.Linear(7, 3)
+        self.table = nn.Parameter(torch.randn(7, 3))
+        self.register_buffer("index", torch.tensor([0, 2, 1, 2, 0]))
+        self.bias_cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> "CachedBias":
+        self.bias_cache.clear()
+        return super().train(mode)
+
+    def bias(self) -> Tensor:
+        if self.training:
+            return self.table[:, self.index]
+        if "cpu" not in self.bias_cache:
+            self.bias_cache["cpu"] = self.table[:, self.index]
+        return self.bias_cache["cpu"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(torch.relu(self.enter(x) + self.bias().T))
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute")  # of torch.export, swallowed where it goes to stderr
+@pytest.mark.parametrize("mode", [True, False])
+def test_tensors_that_a_model_keeps_in_eval_mode_follow_its_growth(mode: bool) -> None:
+    model = CachedBias().double().train(mode)
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    before = model(x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    grower = auxin.Grower(model, optimizer, x, trigger=auxin.every(1), budget=auxin.ratio(0.5))
+    for epoch, width in enumerate((11, 17)):
+        event = grower.step(epoch)
+        assert event is not None and not event.notes and model.table.shape == (width, 3)
+        assert torch.allclose(model(x), before, atol=1e-12)
+        model(x).sum().backward()
