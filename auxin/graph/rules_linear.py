@@ -244,8 +244,8 @@ def _conv(p: Propagator, x: Value, weight: Value, bias: Any, groups: int, transp
     if groups > 1:
         group_axis = p.fresh(groups)
         p.unify(outer, grouped(group_axis, p.fresh(outer.size // groups)))
-        if inner.size == 1 and outer.size == groups:
-            p.freeze(inner, "is depthwise: each filter reads and writes one channel")
+        if inner.size == 1:
+            p.freeze(inner, "is depthwise: each filter reads or writes one channel")
         whole = grouped(group_axis, inner)
         # A new group brings its own filters, also where the rows of the weight are the inputs.
         p.tag(weight, 0, "producer", group_axis)

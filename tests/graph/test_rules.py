@@ -699,3 +699,14 @@ def test_decoders_with_a_mask_are_traced_and_grow(whole: bool) -> None:
         for method in ("net2net", "random"):
             auxin.widen(model, group.name, 2, graph=graph, method=method)
     assert (model(*inputs) - before).abs().max() < 1e-10
+
+
+def test_a_depthwise_convolution_of_several_filters_a_channel_grows_by_channels_and_by_filters() -> None:
+    layers = nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 12, 3, groups=6), nn.ReLU(), nn.Conv2d(12, 2, 1)
+    model, x = randomise(nn.Sequential(*layers)).double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    graph, before = auxin.trace(model, x), model(x)
+    assert [(group.name, group.size) for group in graph.growable(allow_inexact=True)] == [("0", 6), ("2", 2)]
+    for name in ("0", "2"):
+        auxin.widen(model, name, 1, graph=graph)
+    assert model[2].weight.shape == (21, 1, 3, 3)
+    assert torch.allclose(model(x), before, atol=1e-12)
