@@ -37,11 +37,12 @@ def shares(entry: Mapping[str, Any]) -> list[float | None]:
 
 def collect(runs: Path) -> list[dict[str, Any]]:
     """Return one entry per finished VGG16 run."""
-    entries = []
+    entries, recipe = [], runs.resolve().name.rpartition("-")[2]
     for folder in sorted(runs.glob("*-vgg16-s*")):
         if (folder / "result.json").exists():
             events = json.loads((folder / "similarity.json").read_text(encoding="utf-8"))["events"]
             row, _, seed = folder.name.rpartition("-s")
+            row += "" if recipe == "short" else f", {recipe}"
             entries.append({"row": row, "seed": int(seed), "events": [shares(event) for event in events]})
     return entries
 

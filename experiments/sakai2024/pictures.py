@@ -2,7 +2,8 @@
 
 For each method and seed of Table 1 (VGG16) whose two runs are finished: the share of pairs of neurons of the second
 convolution whose cosine lies in [-0.5, 0.5] (the paper's figure 6) and the numbers of Grad-CAM over some test images.
-Adds to results/pictures.json and writes results/figure6-METHOD.svg; the table in README.md is made from the former.
+Adds to results/pictures.json and writes results/figure6-METHOD[-full].svg; the table in README.md is made from the
+former.
 
 Run: python experiments/sakai2024/pictures.py runs/table1-short --data path/to/cifar10     (looks at the nets)
      python experiments/sakai2024/pictures.py                                             (only writes the table)
@@ -12,6 +13,7 @@ Run: python experiments/sakai2024/pictures.py runs/table1-short --data path/to/c
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -58,7 +60,7 @@ def look(folder: Path, source: str | None, images: int) -> tuple[dict[str, float
 
 def collect(runs: Path, source: str | None, images: int) -> list[dict[str, Any]]:
     """Return one entry per method and seed, and draw figure 6 of each method's first seed here."""
-    entries, drawn = [], set()
+    entries, drawn, recipe = [], set(), runs.resolve().name.rpartition("-")[2]
     for title, method in METHODS.items():
         for plain in sorted(runs.glob(f"{method}-vgg16-s*")):
             other = plain.with_name(plain.name.replace(f"{method}-", f"{method}-similarity-"))
@@ -66,18 +68,20 @@ def collect(runs: Path, source: str | None, images: int) -> list[dict[str, Any]]
                 continue
             (without, first), (with_, second) = (look(run, source, images) for run in (plain, other))
             seed = int(plain.name.rpartition("-s")[2])
-            entries.append({"method": title, "seed": seed, "images": images, "without": without, "with": with_})
+            entry = {"recipe": recipe, "method": title, "seed": seed, "images": images}
+            entries.append({**entry, "without": without, "with": with_})
             print(f"{title}, seed {seed}: {100 * without['share']:.2f} % and {100 * with_['share']:.2f} % of pairs")
             if title not in drawn:
                 drawn.add(title)
+                name = f"figure6-{method}" + ("" if recipe == "short" else f"-{recipe}")
                 with house_style():
-                    save(similarity_histograms([first, second], LAYER), RESULTS / f"figure6-{method}.svg")
+                    save(similarity_histograms([first, second], LAYER), RESULTS / f"{name}.svg")
     return entries
 
 
 def merge(kept: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return all entries, one per method and seed, in order; a new one replaces the one that was kept."""
-    found = {(entry["method"], entry["seed"]): entry for entry in (*kept, *new)}
+    """Return all entries, one per recipe, method and seed, in order; a new one replaces the one that was kept."""
+    found = {(entry["recipe"], entry["method"], entry["seed"]): entry for entry in (*kept, *new)}
     return [found[key] for key in sorted(found)]
 
 
@@ -92,14 +96,14 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
     if not entries:
         return "No pair of runs is finished yet.\n"
     lines = ["| method | n | number | without | with | with - without |", "| :-- | --: | :-- | --: | --: | --: |"]
-    for title in METHODS:
-        found = [entry for entry in entries if entry["method"] == title]
+    for recipe, title in itertools.product(sorted({e["recipe"] for e in entries}, reverse=True), METHODS):
+        found = [entry for entry in entries if (entry["recipe"], entry["method"]) == (recipe, title)]
         for index, (name, heading) in enumerate(NUMBERS.items() if found else ()):
             factor = 100 if heading.endswith("%") else 1
             plain, other = ([factor * entry[key][name] for entry in found] for key in ("without", "with"))
             digits = 3 if factor == 1 else 2
             gaps = [b - a for a, b in zip(plain, other, strict=True)]
-            first = (title, str(len(found))) if index == 0 else ("", "")
+            first = (f"{title}, {recipe}", str(len(found))) if index == 0 else ("", "")
             cells = (*first, heading, spread(plain, digits), spread(other, digits), spread(gaps, digits, "+"))
             lines.append("| " + " | ".join(cells) + " |")
     count = sorted({entry["images"] for entry in entries})

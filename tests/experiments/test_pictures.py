@@ -18,9 +18,10 @@ def pictures() -> ModuleType:
     return module
 
 
-def entry(method: str, seed: int, share: float, gain: float) -> dict[str, Any]:
+def entry(method: str, seed: int, share: float, gain: float, recipe: str = "short") -> dict[str, Any]:
     without = {"share": share, "entropy": 0.9, "area": 0.25, "insertion": 0.5, "deletion": 0.2}
     return {
+        "recipe": recipe,
         "method": method,
         "seed": seed,
         "images": 500,
@@ -30,10 +31,14 @@ def entry(method: str, seed: int, share: float, gain: float) -> dict[str, Any]:
 
 
 def test_differences_are_paired_by_seed(pictures: ModuleType) -> None:
-    text = pictures.table([entry("SSD", 0, 0.90, 0.02), entry("SSD", 1, 0.94, 0.04), entry("Random", 0, 0.99, 0.0)])
+    full = entry("SSD", 0, 0.80, 0.01, "full")
+    text = pictures.table([
+        full, entry("SSD", 0, 0.90, 0.02), entry("SSD", 1, 0.94, 0.04), entry("Random", 0, 0.99, 0.0)
+    ])  # fmt: skip
     lines = text.splitlines()
-    assert lines[2].startswith("| Random | 1 | pairs in [-0.5, 0.5], % | 99.00 | 99.00 | +0.00 |")
-    assert "| SSD | 2 | pairs in [-0.5, 0.5], % | 92.00 ± 2.83 | 95.00 ± 4.24 | +3.00 ± 1.41 |" in lines
+    assert lines[2].startswith("| Random, short | 1 | pairs in [-0.5, 0.5], % | 99.00 | 99.00 | +0.00 |")
+    assert "| SSD, short | 2 | pairs in [-0.5, 0.5], % | 92.00 ± 2.83 | 95.00 ± 4.24 | +3.00 ± 1.41 |" in lines
+    assert "| SSD, full | 1 | pairs in [-0.5, 0.5], % | 80.00 | 81.00 | +1.00 |" in lines
     assert "|  |  | Grad-CAM entropy | 0.900 ± 0.000 | 0.900 ± 0.000 | +0.000 ± 0.000 |" in lines
     assert not any("Firefly" in line for line in lines) and lines[-1].endswith("500 test images.")
 
