@@ -108,6 +108,8 @@ def untreatable(graph: Graph, name: str) -> str | None:
         return "is read through the axis that writes it"
     if "consumer" not in roles or "producer" not in roles:
         return "has no fan-in or no fan-out of its own"
+    if graph.norms_fan_in(name):
+        return "has a fan-in whose norm the forward takes (weight norm), which may not start at zero"
     return None
 
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from auxin.graph import Graph
 
-Role = Literal["producer", "consumer", "bias", "scale", "shift", "mean", "variance", "raw"]
+Role = Literal["producer", "consumer", "bias", "scale", "shift", "mean", "variance", "mask", "raw"]
 """What a parameter axis does with a unit.
 
 ``producer`` rows compute it, ``consumer`` columns read it, ``bias`` is added by its producer, ``scale`` and ``shift``
-are a norm's affine pair, ``mean`` and ``variance`` its running statistics, ``raw`` is a parameter the forward uses
-directly (a position embedding, LayerScale, a class token).
+are a norm's affine pair, ``mean`` and ``variance`` its running statistics, ``mask`` says which weights pruning has left
+(1, or 0), ``raw`` is a parameter the forward uses directly (a position embedding, LayerScale, a class token).
 """
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -83,6 +83,7 @@ class DepthSite:
         arguments: Keyword arguments of the activation.
         pointwise: Whether the edge has a single position (a pooled map, squeeze-excite), where all of a kernel but its
             centre would see padding only.
+        bias: Whether the block gets a bias, as the layer before it has; never beside a norm.
     """
 
     name: str
@@ -93,6 +94,7 @@ class DepthSite:
     idempotent: bool
     arguments: tuple[tuple[str, float], ...] = ()
     pointwise: bool = False
+    bias: bool = True
 
     @property
     def rank(self) -> int:

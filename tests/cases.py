@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 try:
     import transformers
@@ -401,6 +403,19 @@ class TokenNorm(nn.Module):
 
 def token_batch_norm() -> nn.Module:
     return nn.Sequential(TokenNorm(4, 7), nn.ReLU(), TokenNorm(7, 5), nn.Hardswish(), nn.Linear(5, 3))
+
+
+def pruned() -> nn.Module:
+    norm = nn.BatchNorm2d(5)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), norm, nn.ReLU(), nn.Conv2d(5, 7, 3), nn.ReLU(), nn.Conv2d(7, 2, 1))
+    prune.random_unstructured(net[0], "bias", 0.4)
+    prune.random_unstructured(net[3], "weight", 0.3)
+    prune.l1_unstructured(net[3], "weight", 0.2)  # the second one, in a container of both
+    return net
+
+
+def weight_normed() -> nn.Module:
+    return nn.Sequential(weight_norm(nn.Linear(4, 7)), nn.ReLU(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
 def mlp_layer_norm() -> nn.Module:
@@ -929,6 +944,33 @@ _ALL = (
         noise((2, 6, 4)),
         (("0.linear.weight", 0), ("2.linear.weight", 1), ("2.norm.weight", 0), ("4.weight", 1)),
         (("4.weight", 0), ("0.linear.weight", 1)),
+        (5, 7),
+    ),
+    Case(
+        "pruned",
+        pruned,
+        noise((2, 3, 6, 6)),
+        (
+            ("0.weight", 0),
+            ("0.bias_orig", 0),
+            ("0.bias_mask", 0),
+            ("1.weight", 0),
+            ("3.weight_orig", 1),
+            ("3.weight_mask", 1),
+            ("3.weight_orig", 0),
+            ("3.weight_mask", 0),
+            ("5.weight", 1),
+        ),
+        (("5.weight", 0), ("0.weight", 1)),
+        (5, 7),
+        notes="masks of zeros and ones, as torch.nn.utils.prune makes them",
+    ),
+    Case(
+        "weight_normed",
+        weight_normed,
+        noise((3, 4)),
+        (("0.parametrizations.weight.original0", 0), ("0.parametrizations.weight.original1", 0), ("2.weight", 1)),
+        (("4.weight", 0), ("0.parametrizations.weight.original0", 1), ("0.parametrizations.weight.original1", 1)),
         (5, 7),
     ),
     Case(

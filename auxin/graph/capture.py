@@ -75,6 +75,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     adapters); what else it does in some models, forgetting tensors kept since they were in eval mode, is done here.
     """
     flags = [(module, module.training) for module in model.modules()]
+    kept: list[tuple[dict[Any, Tensor], dict[Any, Tensor]]] = []
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -82,21 +83,32 @@ def evaluation(model: nn.Module) -> Iterator[None]:
         with _without_tf32(), torch.random.fork_rng(devices=gpus):
             for module, _ in flags:
                 module.training = False
-            _empty_caches(model)
+            kept = _empty_caches(model)
             yield
     finally:
-        _empty_caches(model)
+        filled = {id(cache) for cache, _ in _empty_caches(model)}
+        for cache, entries in kept:
+            if id(cache) not in filled:  # the forward does not fill it: it holds something else
+                cache.update(entries)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, training in flags:
             module.training = training
 
 
-def _empty_caches(model: nn.Module) -> None:
-    """Empty dictionaries of tensors that are called a cache: parameters have changed since, or will."""
-    for module in model.modules():
-        for name, kept in vars(module).items():
-            if "cache" in name and isinstance(kept, dict) and all(isinstance(v, Tensor) for v in kept.values()):
-                kept.clear()
+def _empty_caches(model: nn.Module) -> list[tuple[dict[Any, Tensor], dict[Any, Tensor]]]:
+    """Empty dictionaries of tensors that are called a cache: parameters have changed since, or will.
+
+    Returns:
+        Those that were not empty, each with what it held.
+    """
+    caches = [
+        held for module in model.modules() for name, held in vars(module).items()
+        if "cache" in name and isinstance(held, dict) and held and all(isinstance(v, Tensor) for v in held.values())
+    ]  # fmt: skip
+    kept = [(cache, dict(cache)) for cache in caches]
+    for cache in caches:
+        cache.clear()
+    return kept
 
 
 @contextmanager
@@ -140,6 +152,8 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
     Raises:
         TraceError: If ``torch.export`` cannot capture the forward, or it returns no tensor.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("A ScriptModule cannot grow: its code is fixed. Grow the Python module that it was made from.")
     args, kwargs = clone_tensors(normalise_inputs(example_inputs))
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     paths: dict[int, list[str]] = {}

@@ -14,7 +14,7 @@ from auxin.graph.axes import Atom, Axis, gather_index, size_with
 from auxin.graph.propagate import Attribute, RoleTag
 from auxin.types import DepthSite, Role, Slot, WidthGroup
 
-PRIORITY: tuple[Role, ...] = ("consumer", "producer", "bias", "scale", "shift", "mean", "variance", "raw")
+PRIORITY: tuple[Role, ...] = ("consumer", "producer", "bias", "scale", "shift", "mean", "variance", "mask", "raw")
 
 _GENERIC = frozenset({"out_features", "out_channels", "in_features", "in_channels", "num_features"})
 """Attributes of torch's own layers, which say nothing of the units' part."""
@@ -36,6 +36,7 @@ class Graph:
         costs: Iterable[tuple[Axis, ...]],
         sites: Sequence[tuple[DepthSite, Axis]],
         untrained: Set[str] = frozenset(),
+        normed: Set[tuple[str, int]] = frozenset(),
     ) -> None:
         self.example_inputs = example_inputs
         self.axes = dict(axes)
@@ -43,6 +44,7 @@ class Graph:
         self.attributes = tuple(attributes)
         self.costs = tuple(costs)
         self._sites = tuple(sites)
+        self._normed = normed
         self._tags: dict[tuple[str, int], list[RoleTag]] = {}
         for tag in roles:
             self._tags.setdefault((tag.parameter, tag.dim), []).append(tag)
@@ -66,7 +68,7 @@ class Graph:
             anchor = next((s for s in slots[leaf] if self._produces(s)), slots[leaf][0])
             anchors.setdefault((anchor.parameter, anchor.dim), []).append(leaf)
             for slot in slots[leaf]:
-                if slot.parameter not in self.parameters and slot.role not in ("mean", "variance"):
+                if slot.parameter not in self.parameters and slot.role not in ("mean", "variance", "mask"):
                     leaf.frozen = leaf.frozen or f"nothing says how to extend the buffer {slot.parameter}"
             readers = {slot.parameter for slot in slots[leaf] if slot.role == "consumer"}
             if readers and readers <= untrained:
@@ -183,6 +185,10 @@ class Graph:
             {"producer", "consumer"} <= {tag.role for tag in self._tags.get((slot.parameter, slot.dim), [])}
             for slot in self[group].slots
         )
+
+    def norms_fan_in(self, group: str) -> bool:
+        """Return whether the norm of the units' incoming weights is taken (weight norm), which zeros may not have."""
+        return any((slot.parameter, slot.dim) in self._normed for slot in self[group].slots if self._produces(slot))
 
     # Sizes and cost
 

@@ -110,6 +110,7 @@ class Trace:
     attributes: list[Attribute] = field(default_factory=list)
     literals: list[Literal] = field(default_factory=list)
     costs: list[tuple[Axis, ...]] = field(default_factory=list)
+    normed: set[tuple[str, int]] = field(default_factory=set)
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)
     outputs: set[torch.fx.Node] = field(default_factory=set)
 
@@ -201,6 +202,13 @@ class Propagator:
                 source = dims[dim]
                 if source is not None:
                     self.trace.roles.append(RoleTag(name, source, role, axis))
+
+    def normed(self, value: Value, dim: int) -> None:
+        """Note that the forward takes the norm of each row of a parameter: rows of zeros may have no direction."""
+        for name, dims in value.sources:
+            source = dims[dim]
+            if source is not None:
+                self.trace.normed.add((name, source))
 
     def cost(self, *axes: Axis) -> None:
         """Count 2·Π sizes FLOPs for one forward."""

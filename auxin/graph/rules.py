@@ -156,6 +156,9 @@ def reduce(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
     else:
         order = [d for d in range(len(x.axes)) if d not in dims]
     axes = [x.axes[d] if d is not None else p.fresh(1, "a reduced axis") for d in order]
+    if name in {"linalg_vector_norm", "norm"}:
+        for d in set(range(len(x.axes))) - set(dims):
+            p.normed(x, d)
     value = x.with_axes(order, axes)
     return tuple(value for _ in meta) if isinstance(meta, (tuple, list)) else value
 

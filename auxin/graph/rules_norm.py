@@ -60,6 +60,7 @@ def weight_norm(p: Propagator, v: Value, g: Value, dim: int = 0) -> Any:
         if d == dim % len(v.axes):
             p.unify(axis, g.axes[d])
             p.tag(g, d, "scale")
+            p.normed(v, d)
         else:
             p.inexact(axis, "normalises over it")
             p.freeze(g.axes[d], "keeps it at one")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
@@ -84,6 +84,7 @@ def _site(
         idempotent=after and module in IDEMPOTENT,
         arguments=arguments,
         pointwise=all(a.size == 1 for a in value.axes[channel + 1 :]),
+        bias=_has_bias(edge),
     )
     return site, axis
 
@@ -98,17 +99,25 @@ def _stack(node: torch.fx.Node) -> list[str]:
     return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
 
 
-def _has_norm(node: torch.fx.Node) -> bool:
-    """Return whether a batch norm lies between the edge and the linear map before it."""
+def _before(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
+    """Yield an edge's node and a few before it, up to the linear map."""
     current: Any = node
     for _ in range(6):
-        name = _name(current)
-        if name in NORMS:
-            return True
-        if name in LINEAR or not (current.args and isinstance(current.args[0], torch.fx.Node)):
-            return False
+        yield current
+        if _name(current) in LINEAR or not (current.args and isinstance(current.args[0], torch.fx.Node)):
+            return
         current = current.args[0]
-    return False
+
+
+def _has_norm(edge: torch.fx.Node) -> bool:
+    """Return whether a batch norm lies between the edge and the linear map before it."""
+    return any(_name(node) in NORMS for node in _before(edge))
+
+
+def _has_bias(edge: torch.fx.Node) -> bool:
+    """Return whether the linear map before the edge has a bias; true where there is none to look at."""
+    maps = [node for node in _before(edge) if _name(node) in LINEAR]
+    return all(len(node.args) > 2 and node.args[2] is not None for node in maps)
 
 
 def _name(node: torch.fx.Node) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
 
 # Importing the rules fills the table that propagation reads.
 from auxin.graph import rules, rules_create, rules_cut, rules_linear, rules_norm, rules_shape, rules_space  # noqa: F401
@@ -67,7 +69,22 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     untrained = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if untrained == trainable:  # a model that is only looked at
         untrained = set()
-    return Graph(example_inputs, ordered, trainable, found.roles, attributes, found.costs, sites, untrained)
+    masks = _pruning_masks(model)
+    roles = [replace(tag, role="mask") if tag.parameter in masks else tag for tag in found.roles]
+    return Graph(example_inputs, ordered, trainable, roles, attributes, found.costs, sites, untrained, found.normed)
+
+
+def _pruning_masks(model: nn.Module) -> set[str]:
+    """Return the buffers that ``torch.nn.utils.prune`` multiplies parameters by: 1 for a weight that is left, or 0.
+
+    Other masks may be the model's own (autoregressive ones), and nothing says what they let a new unit see.
+    """
+    return {
+        f"{path}.{hook._tensor_name}_mask".lstrip(".")
+        for path, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, BasePruningMethod)
+    }
 
 
 def _drop_dead(graph: torch.fx.Graph) -> None:

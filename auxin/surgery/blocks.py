@@ -47,6 +47,7 @@ class IdentityBlock(nn.Module):
         activation: Name of an activation in ``torch.nn``.
         arguments: Its keyword arguments.
         blend: Whether the activation must be blended in.
+        bias: Whether the linear map has a bias where no norm follows.
     """
 
     def __init__(
@@ -58,13 +59,15 @@ class IdentityBlock(nn.Module):
         activation: str = "ReLU",
         arguments: Mapping[str, float] | None = None,
         blend: bool = False,
+        bias: bool = True,
     ) -> None:
         super().__init__()
+        bias = bias and not norm
         if kind == "linear":
-            self.map: nn.Module = nn.Linear(channels, channels, bias=not norm)
+            self.map: nn.Module = nn.Linear(channels, channels, bias=bias)
             self.norm: nn.Module = nn.BatchNorm1d(channels) if norm else nn.Identity()
         else:
-            self.map = CONVOLUTIONS[kind](channels, channels, kernel_size, padding=kernel_size // 2, bias=not norm)
+            self.map = CONVOLUTIONS[kind](channels, channels, kernel_size, padding=kernel_size // 2, bias=bias)
             self.norm = NORMS[kind](channels) if norm else nn.Identity()
         function = getattr(nn, activation)(**(arguments or {}))
         if activation == "PReLU":

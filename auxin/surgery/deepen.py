@@ -48,6 +48,7 @@ def block_options(site: DepthSite, op: Deepen) -> dict[str, Any]:
         "channels": site.channels,
         "kernel_size": 1 if site.pointwise else op.kernel_size,
         "norm": site.norm,
+        "bias": site.bias,
         "activation": site.activation,
         "arguments": dict(site.arguments),
         "blend": not site.idempotent,

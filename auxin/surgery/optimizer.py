@@ -205,6 +205,9 @@ def add_parameters(
         new: The new parameters by dotted name.
         host: Path of the module that the block follows.
         change: Where to record the changes.
+
+    Raises:
+        ConfigError: If no optimizer trains such parameters.
     """
     if not optimizers:
         return
@@ -219,7 +222,7 @@ def add_parameters(
         same_kind = [[p for n, p in among if _kind(model, n) == _kind(model, name)] for among in (earlier, known)]
         same_rank = [[p for _, p in among if p.ndim == parameter.ndim] for among in (earlier, known)]
         like = next((found[-1] for found in (*same_kind, *same_rank) if found), None)
-        for group in optimizers[0].param_groups[:1] if like is None else groups[id(like)]:
+        for group in _first_group(optimizers, name, parameter) if like is None else groups[id(like)]:
             group["params"].append(parameter)
             change.on_rollback(lambda group=group: group["params"].pop())  # type: ignore[misc]
             if "param_names" in group:
@@ -231,6 +234,18 @@ def add_parameters(
             old = sum(p.numel() for p in optimizer._params if id(p) not in fresh)
             added = sum(p.numel() for p in optimizer._params if id(p) in fresh)
             _replace_flat_state(optimizer, old, lambda flat, more=added: nn.functional.pad(flat, (0, more)), change)  # type: ignore[misc]
+
+
+def _first_group(optimizers: Sequence[Optimizer], name: str, parameter: Tensor) -> list[dict[str, Any]]:
+    """Return the first group that may hold a parameter unlike all that are trained: Muon takes matrices only."""
+    muon = getattr(torch.optim, "Muon", ())
+    fitting = [one for one in optimizers if parameter.ndim == 2 or not isinstance(one, muon)]
+    if not fitting:
+        raise ConfigError(
+            f"Muon trains matrices only, and the new layer has a {name} of shape {tuple(parameter.shape)}: "
+            "give the Grower a list of optimizers, with a second one for such parameters."
+        )
+    return fitting[0].param_groups[:1]
 
 
 def _kind(model: nn.Module, name: str) -> tuple[type, str]:

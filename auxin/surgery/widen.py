@@ -20,7 +20,7 @@ from auxin.surgery.optimizer import regather, resize_flat_state, resize_state
 from auxin.surgery.transaction import Transaction
 from auxin.types import Role, Slot, Widen
 
-NEUTRAL: dict[Role, float] = {"scale": 1.0, "variance": 1.0}
+NEUTRAL: dict[Role, float] = {"scale": 1.0, "variance": 1.0, "mask": 1.0}
 """What a new entry starts with, by role, where nothing is copied or given (0 elsewhere; raw: the mean of the old)."""
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import auxin
+from auxin.errors import TraceError
 from auxin.graph.capture import evaluation
 
 
@@ -64,3 +65,31 @@ def test_tensors_that_a_model_keeps_in_eval_mode_follow_its_growth(mode: bool) -
         assert event is not None and not event.notes and model.table.shape == (width, 3)
         assert torch.allclose(model(x), before, atol=1e-12)
         model(x).sum().backward()
+
+
+class Remembering(CachedBias):
+    """With a table that is made once, in ``__init__``, and that the forward only reads where it is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift_cache = {"shift": torch.ones(3)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.shift_cache.get("shift", 0.0)
+
+
+def test_tensors_that_the_forward_does_not_make_again_are_put_back() -> None:
+    model = Remembering().eval()
+    model(torch.randn(2, 5, 4))
+    with evaluation(model):
+        assert not model.bias_cache and not model.shift_cache
+        model(torch.randn(2, 5, 4))
+    assert not model.bias_cache, "made by the forward, of parameters that may have changed"
+    assert model.shift_cache["shift"].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_script_module_is_refused_with_what_to_grow_instead() -> None:
+    model = torch.jit.trace(nn.Linear(4, 3), torch.randn(2, 4))
+    with pytest.raises(TraceError, match="Grow the Python module that it was made from"):
+        auxin.trace(model, torch.randn(2, 4))

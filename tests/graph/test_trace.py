@@ -184,3 +184,30 @@ class SliceThatIsOnlyAskedForItsShape(nn.Module):
 def test_a_dead_operator_beside_a_region_of_autocast_is_dropped():
     graph = auxin.trace(SliceThatIsOnlyAskedForItsShape(), torch.randn(2, 5, 4))
     assert [group.name for group in graph.growable()] == ["up"]
+
+
+class Autoregressive(nn.Module):
+    """A mask of the model's own: what a new unit may see is for the model to say."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.register_buffer("mask", (torch.arange(6)[:, None] % 4 > torch.arange(4)).float())
+
+    def forward(self, x):
+        return self.down(nn.functional.linear(x, self.up.weight * self.mask).relu())
+
+
+def test_a_mask_that_is_not_of_pruning_freezes_what_it_masks():
+    graph = auxin.trace(Autoregressive(), torch.randn(2, 4))
+    assert graph["up"].frozen == "nothing says how to extend the buffer mask"
+
+
+def test_a_copy_of_a_pruned_neuron_is_pruned_alike_and_a_fresh_one_is_whole():
+    model, inputs = build("pruned")
+    mask = model[3].weight_mask.clone()
+    graph = auxin.trace(model, inputs)
+    parents = (2, -1)
+    auxin.surgery.apply(auxin.GrowthPlan("test", (auxin.Widen("3", 2, parents),)), model, graph)
+    assert torch.equal(model[3].weight_mask[:8], mask[[*range(7), 2]])
+    assert bool((model[3].weight_mask[8] == 1).all())

@@ -535,3 +535,18 @@ def test_of_two_optimizers_the_one_that_trains_such_parameters_gets_the_new_ones
     assert [id(p) for p in muon.param_groups[0]["params"]] == [*map(id, matrices), id(block.weight)]
     assert [id(p) for p in adam.param_groups[0]["params"]] == [*map(id, vectors), id(block.bias)]
     step()
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_muon_alone_takes_a_layer_of_matrices_and_refuses_one_with_vectors() -> None:
+    def grown(activation: nn.Module) -> nn.Sequential:
+        model = nn.Sequential(nn.Linear(5, 7, bias=False), activation, nn.Linear(7, 2, bias=False))
+        x = torch.randn(8, 5)
+        muon = torch.optim.Muon(model.parameters(), lr=0.01)
+        auxin.deepen(model, "1", graph=auxin.trace(model, x), optimizer=muon)
+        assert torch.tensor(train(model, muon, (x,))).isfinite()
+        return model
+
+    assert grown(nn.ReLU())[1].grown[0].map.bias is None, "as the layer before it"
+    with pytest.raises(ConfigError, match="Muon trains matrices only"):
+        grown(nn.GELU())  # which is blended in, by a number
