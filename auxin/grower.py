@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from auxin.arguments import check_arguments
-from auxin.budgets import Allocated, parse_cap
+from auxin.budgets import Allocated, Amount, parse_cap
 from auxin.errors import CheckpointError, ConfigError, GrowthError
 from auxin.graph import Graph, trace
+from auxin.graph.capture import unwrap
 from auxin.methods import find_method
 from auxin.methods.random import Random
 from auxin.planned import Planned
@@ -39,7 +40,7 @@ class Grower:
     """Grows a model between epochs of a training loop.
 
     Args:
-        model: Any module; grown in place.
+        model: Any module; grown in place, also behind ``torch.compile``.
         optimizer: Its optimizer or optimizers; their state is carried entry by entry.
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments of the forward.
         method: A method or its name in ``METHODS``.
@@ -55,7 +56,8 @@ class Grower:
         refine: What to do to the neurons right after each event; None does nothing.
 
     Raises:
-        ConfigError: If an argument is of another kind, or the optimizer is another model's.
+        ConfigError: If an argument is of another kind, the optimizer is another model's, or nothing that the budget
+            counts can grow.
         TraceError: If the forward cannot be captured.
 
     Attributes:
@@ -92,7 +94,7 @@ class Grower:
         refine: Similarity | None = None,
     ) -> None:
         check_arguments(model, optimizer, method, trigger, budget, until, refine)
-        self.model, self.optimizer, self.ema = model, optimizer, tuple(ema)
+        self.model, self.optimizer, self.ema = unwrap(model), optimizer, tuple(ema)
         self.method = find_method(method)
         self.trigger, self.budget, self.seed = trigger, budget, seed
         self.cap = parse_cap(until) if until else None
@@ -104,6 +106,8 @@ class Grower:
         self.decisions: list[Decision] = []
         if isinstance(trigger, Planned):
             trigger.check(self.graph)
+        if isinstance(budget, Amount) and not isinstance(trigger, Decider) and not budget.sizes(self.graph):
+            raise ConfigError(_why_nothing_grows(self.graph))
 
     @property
     def events(self) -> list[Event]:
@@ -159,6 +163,7 @@ class Grower:
 
         Raises:
             ConfigError: If there is no budget.
+            GrowthError: If the model resists the growth of every group that there is.
         """
         if self.budget is None:
             raise ConfigError("The Grower has no budget; pass for example budget=auxin.ratio(0.35).")
@@ -228,8 +233,8 @@ class Grower:
         state = save() if save else None
         try:
             return attempt()
-        except GrowthError:
-            known = self.graph.attributes
+        except GrowthError as error:
+            first, known = error, self.graph.attributes
             resisting = resisting_groups(self.model, self.graph, self.allow_inexact)
             if not resisting and self.graph.attributes == known:
                 raise
@@ -239,9 +244,14 @@ class Grower:
         if state is not None:
             self.trigger.load_state_dict(state)  # type: ignore[union-attr]
         event = attempt()
+        notes = tuple(f"{name} is frozen from now on: {why}" for name, why in resisting.items())
         if event is not None:
-            notes = tuple(f"{name} is frozen from now on: {why}" for name, why in resisting.items())
             event = self.history.events[-1] = replace(event, notes=(*event.notes, *notes))
+        elif len(self.decisions) > decided:
+            last = self.decisions[-1]
+            self.decisions[-1] = replace(last, reason="; ".join([last.reason, *notes]))
+        else:  # nothing else can grow
+            raise first
         return event
 
     def _decide(
@@ -321,3 +331,14 @@ class Grower:
             load(state["trigger"])
         self.history = history
         self.decisions = [Decision.from_dict(decision) for decision in state.get("decisions", ())]
+
+
+def _why_nothing_grows(graph: Graph) -> str:
+    ends = ("it reaches the model's input", "it reaches the model's output")
+    why = [f"{g.name}: {g.frozen or g.inexact}" for g in graph.groups if g.size > 1 and g.frozen not in ends]
+    reasons = "; ".join(why[:2]) or "it has no hidden units"
+    return (
+        f"No width group of this model can grow with its function preserved ({reasons}); "
+        "print(auxin.trace(model, example_inputs)) gives every reason. Where a group is only inexact, "
+        "allow_inexact=True in budget and Grower grows it all the same; layers come by auxin.natural."
+    )

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from auxin.budgets import Allocated
 from auxin.graph import Graph
+from auxin.graph.capture import unwrap
 from auxin.methods import find_method
 from auxin.surgery import apply, check_widen
 from auxin.types import Deepen, DepthSite, Event, GrowthPlan, LossFn, Method, Widen, WidthGroup
@@ -52,6 +53,7 @@ def widen(
         FrozenError: If the group may not grow.
         GrowthError: If the grown model fails; everything is restored.
     """
+    model = unwrap(model)
     name = group.name if isinstance(group, WidthGroup) else group
     check_widen(graph, Widen(name, by), allow_inexact)
     plan = find_method(method).propose(

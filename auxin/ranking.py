@@ -101,11 +101,14 @@ def _choose_globally(
     return chosen, rest
 
 
-def untreatable(graph: Graph, name: str) -> str | None:
+def untreatable(model: nn.Module, graph: Graph, name: str, copies: bool = True) -> str | None:
     """Return why a group has no candidates with a fan-in and a fan-out of their own, or None if it has."""
-    roles = {slot.role for slot in graph[name].slots if slot.parameter in graph.parameters}
-    if graph.reads_what_it_writes(name):
-        return "is read through the axis that writes it"
+    slots = [slot for slot in graph[name].slots if slot.parameter in graph.parameters]
+    roles = {slot.role for slot in slots}
+    if any(model.get_parameter(slot.parameter).is_complex() for slot in slots):
+        return "has complex weights"
+    if (why := graph.why_not_copied(name)) and (copies or graph.reads_what_it_writes(name)):
+        return why
     if "consumer" not in roles or "producer" not in roles:
         return "has no fan-in or no fan-out of its own"
     if graph.norms_fan_in(name):

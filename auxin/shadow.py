@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from auxin.graph import Graph
 from auxin.graph.axes import gather_index, spread
-from auxin.graph.capture import clone_tensors, copied, normalise_inputs, unwrap
-from auxin.statistics.batches import Batch, precision
+from auxin.graph.capture import clone_tensors, normalise_inputs, unwrap
+from auxin.statistics.batches import Batch, in_precision, precise_copy, precision
 from auxin.statistics.units import Units, dim_of, new_units
 from auxin.surgery import apply
 from auxin.surgery.optimizer import regather
@@ -43,10 +43,7 @@ class Shadow:
         self.old = graph
         self.operations = {op.group: op for op in operations}
         self.by = {op.group: op.by for op in operations}
-        self.model = copied(model)
-        self.model.zero_grad(set_to_none=True)
-        self.dtype = precision(model)
-        self.model.to(self.dtype)
+        self.model, self.dtype = precise_copy(model), precision(model)
         self.graph = copy.deepcopy(graph)
         self.graph.example_inputs = _cast(self.graph.example_inputs, self.dtype)
         if operations:
@@ -152,4 +149,4 @@ class Shadow:
 
 
 def _cast(inputs: Any, dtype: torch.dtype) -> Any:
-    return pytree.tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+    return pytree.tree_map(lambda x: in_precision(x, dtype) if isinstance(x, Tensor) else x, inputs)

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from auxin.graph import Graph
 
-Role = Literal["producer", "consumer", "bias", "scale", "shift", "mean", "variance", "mask", "raw"]
+Role = Literal["producer", "consumer", "bias", "scale", "shift", "mean", "variance", "mask", "repeated", "raw"]
 """What a parameter axis does with a unit.
 
 ``producer`` rows compute it, ``consumer`` columns read it, ``bias`` is added by its producer, ``scale`` and ``shift``
 are a norm's affine pair, ``mean`` and ``variance`` its running statistics, ``mask`` says which weights pruning has left
-(1, or 0), ``raw`` is a parameter the forward uses directly (a position embedding, LayerScale, a class token).
+(1, or 0), ``repeated`` is a buffer with one pattern for all units (a blur filter), ``raw`` is a parameter that the
+forward uses directly (a position embedding, LayerScale, a class token).
 """
 
 LossFn = Callable[[Any, Any], Tensor]

@@ -414,8 +414,71 @@ def pruned() -> nn.Module:
     return net
 
 
+class Spline(nn.Module):
+    """A layer of a Kolmogorov-Arnold network: bumps on a grid of each input, and their weights in one matrix."""
+
+    def __init__(self, entering: int, leaving: int, bumps: int = 4) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.empty(leaving, entering))
+        self.weight = nn.Parameter(torch.empty(leaving, entering, bumps))
+        self.register_buffer("grid", torch.linspace(-1, 1, bumps).repeat(entering, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bumps = torch.exp(-((x.unsqueeze(-1) - self.grid) ** 2))
+        return F.linear(F.silu(x), self.base) + F.linear(bumps.flatten(1), self.weight.flatten(1))
+
+
+def splines() -> nn.Module:
+    return nn.Sequential(Spline(3, 5), Spline(5, 7), nn.Linear(7, 2))
+
+
+class Causal(nn.Conv2d):
+    """A convolution that sees only what is above and to the left, by a mask that is the same for all channels."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes, padding=1)
+        mask = torch.ones_like(self.weight)
+        mask[:, :, 1, 2], mask[:, :, 2] = 0, 0
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=1)
+
+
+class Blur(nn.Module):
+    """One fixed filter for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        row = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("kernel", torch.outer(row, row).repeat(channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, padding=1, groups=x.shape[1])
+
+
+def repeated_buffers() -> nn.Module:
+    return nn.Sequential(Causal(3, 5, 3), nn.SiLU(), Blur(5), Causal(5, 7, 3), nn.SiLU(), nn.Conv2d(7, 2, 1))
+
+
+class Generated(nn.Module):
+    """A layer whose weight another layer computes from a learnt vector (a hypernetwork)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Parameter(torch.empty(1, 3))
+        self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 28)
+        self.last = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.second(torch.sigmoid(self.first(self.code)))
+        return self.last(F.linear(x, weight.view(-1, x.shape[1])).relu())
+
+
 def weight_normed() -> nn.Module:
-    return nn.Sequential(weight_norm(nn.Linear(4, 7)), nn.ReLU(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
+    return nn.Sequential(
+        weight_norm(nn.Linear(4, 7)), nn.ReLU(), weight_norm(nn.Linear(7, 5)), nn.Tanh(), nn.Linear(5, 3)
+    )
 
 
 def mlp_layer_norm() -> nn.Module:
@@ -966,12 +1029,63 @@ _ALL = (
         notes="masks of zeros and ones, as torch.nn.utils.prune makes them",
     ),
     Case(
+        "splines",
+        splines,
+        noise((3, 3)),
+        (
+            ("0.base", 0),
+            ("0.weight", 0),
+            ("1.base", 1),
+            ("1.weight", 1),
+            ("1.grid", 0),
+            ("1.weight", 0),
+            ("2.weight", 1),
+        ),
+        (("2.weight", 0), ("0.weight", 1), ("1.weight", 2), ("1.grid", 1)),
+        (5, 7),
+        notes="a view joins dimensions of a weight; the grid is the same for every input and in no file",
+    ),
+    Case(
+        "repeated_buffers",
+        repeated_buffers,
+        noise((2, 3, 6, 6)),
+        (
+            ("0.weight", 0),
+            ("0.mask", 0),
+            ("2.kernel", 0),
+            ("3.weight", 1),
+            ("3.mask", 1),
+            ("3.weight", 0),
+            ("3.mask", 0),
+            ("5.weight", 1),
+        ),
+        (("5.weight", 0), ("0.weight", 1), ("0.mask", 1), ("0.mask", 2)),
+        (5, 7),
+        notes="what a buffer holds for one channel it holds for all",
+    ),
+    Case(
+        "generated_weight",
+        Generated,
+        noise((3, 4)),
+        (("first.weight", 0), ("second.weight", 1), ("second.weight", 0), ("last.weight", 1)),
+        (("last.weight", 0),),
+        (3, 4, 5, 7),
+        notes="a linear layer that reads parameters only",
+    ),
+    Case(
         "weight_normed",
         weight_normed,
         noise((3, 4)),
-        (("0.parametrizations.weight.original0", 0), ("0.parametrizations.weight.original1", 0), ("2.weight", 1)),
+        (
+            ("0.parametrizations.weight.original0", 0),
+            ("0.parametrizations.weight.original1", 0),
+            ("2.parametrizations.weight.original1", 1),
+            ("2.parametrizations.weight.original0", 0),
+            ("4.weight", 1),
+        ),
         (("4.weight", 0), ("0.parametrizations.weight.original0", 1), ("0.parametrizations.weight.original1", 1)),
         (5, 7),
+        notes="zeros keep the norm of what reads a unit, shares do not: copies are refused there",
     ),
     Case(
         "mlp_layer_norm",

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import auxin
-from auxin.errors import CheckpointError, ConfigError
+from auxin.errors import CheckpointError, ConfigError, GrowthError
+from auxin.methods import METHODS
 from auxin.methods.net2net import Net2Net
 from auxin.surgery import IdentityBlock
 from auxin.types import Deepen, GrowthPlan
@@ -327,6 +328,42 @@ def test_a_group_that_resists_is_left_out_and_the_others_grow(method):
     assert again is not None and not any("frozen from now on" in note for note in again.notes)
     loss(model(x), y).backward()
     optimizer.step()
+
+
+def test_where_all_that_can_grow_resists_it_is_said_and_nothing_has_changed():
+    model, x = Written(), torch.randn(8, 3)
+    model.b, model.c = nn.Linear(8, 2), nn.Identity()
+    grower = auxin.Grower(model, None, x, budget=auxin.count(2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(GrowthError, match=r"'a' failed at .*view\(-1, 8\)"):
+        grower.grow()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_in_which_nothing_can_grow_is_refused_at_once():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    with pytest.raises(ConfigError, match=r"No width group of this model can grow.*layer_norm .* normalises over it"):
+        auxin.Grower(model, None, torch.randn(2, 3), budget=auxin.ratio(0.5))
+    auxin.Grower(model, None, torch.randn(2, 3), trigger=auxin.natural())  # which may add layers
+    grower = auxin.Grower(
+        model, None, torch.randn(2, 3), budget=auxin.ratio(0.5, allow_inexact=True), allow_inexact=True
+    )
+    assert grower.grow() is not None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compiled_model_grows_as_the_model_does(method):
+    grown = []
+    for wrap in (lambda model: model, torch.compile):
+        model = make()
+        grower = auxin.Grower(wrap(model), None, IMAGES[:2], method=method, budget=auxin.ratio(0.5))
+        grower.grow(loader=[(IMAGES, LABELS)] * 3, loss_fn=nn.functional.cross_entropy)
+        graph, by_hand = auxin.trace(model, IMAGES[:2]), wrap(model)
+        data = {"loader": [(IMAGES, LABELS)] * 3, "loss_fn": nn.functional.cross_entropy}
+        auxin.widen(by_hand, "0", 2, graph=graph, method=method, **data)
+        assert bool((model[0].weight[-2:].flatten(1).norm(dim=1) > 0).all()), "a neuron that reads nothing"
+        grown.append(model.state_dict())
+    assert all(torch.equal(grown[0][name], grown[1][name]) for name in grown[0])
 
 
 def test_the_natural_trigger_leaves_a_resisting_group_out_too():

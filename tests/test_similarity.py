@@ -633,3 +633,8 @@ def test_a_refinement_that_fails_leaves_averaged_copies_alone():
     with pytest.raises(ConfigError, match="lower it"):
         refine(model, Similarity(neurons="all", lr=1e30), ema=[average])
     assert all(torch.equal(v, before[k]) for k, v in average.state_dict().items())
+
+
+def test_a_model_without_layers_to_compare_says_so():
+    record = refine(nn.Sequential(nn.GRU(3, 4)), Similarity(neurons="all"))
+    assert not record.layers and "no convolution or linear layer" in record.notes[0]

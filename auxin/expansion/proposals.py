@@ -280,7 +280,7 @@ class _Trial:
             graph.atom(g): torch.cat([torch.arange(graph[g].size), torch.full((by,), -1)])
             for g, by in self.shadow.by.items()
         }
-        like = next(iter(self.shadow.parameters.values()))
+        like = torch.zeros((), dtype=self.shadow.dtype, device=self.shadow.device)
         for key, op in layers:
             site = sites[op.site]
             old = (gather_index(axes[op.site], sources) >= 0).nonzero().flatten()

@@ -48,6 +48,11 @@ def tensors_of(output: Any) -> list[Tensor]:
     return found
 
 
+def repeats(tensor: Tensor, dim: int) -> bool:
+    """Return whether a tensor is the same at every index of a dimension."""
+    return bool((tensor == tensor.narrow(dim, 0, 1)).all())
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the user's module behind ``torch.compile``, data parallelism and lightning-fabric."""
     while True:

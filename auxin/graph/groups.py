@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from auxin.graph.axes import Atom, Axis, gather_index, size_with
 from auxin.graph.propagate import Attribute, RoleTag
 from auxin.types import DepthSite, Role, Slot, WidthGroup
 
-PRIORITY: tuple[Role, ...] = ("consumer", "producer", "bias", "scale", "shift", "mean", "variance", "mask", "raw")
+PRIORITY: tuple[Role, ...] = ("consumer", "producer", "bias", "scale", "shift", "mean", "variance", "raw")
+BUFFERS = ("mean", "variance", "mask", "repeated")
+"""Roles that say how a buffer is extended."""
 
 _GENERIC = frozenset({"out_features", "out_channels", "in_features", "in_channels", "num_features"})
 """Attributes of torch's own layers, which say nothing of the units' part."""
@@ -37,6 +40,9 @@ class Graph:
         sites: Sequence[tuple[DepthSite, Axis]],
         untrained: Set[str] = frozenset(),
         normed: Set[tuple[str, int]] = frozenset(),
+        masks: Set[str] = frozenset(),
+        repeated: Set[tuple[str, int]] = frozenset(),
+        normed_over: Mapping[tuple[str, int], str] = MappingProxyType({}),
     ) -> None:
         self.example_inputs = example_inputs
         self.axes = dict(axes)
@@ -44,7 +50,8 @@ class Graph:
         self.attributes = tuple(attributes)
         self.costs = tuple(costs)
         self._sites = tuple(sites)
-        self._normed = normed
+        self._normed, self._masks, self._repeated = normed, masks, repeated
+        self._normed_over = dict(normed_over)
         self._tags: dict[tuple[str, int], list[RoleTag]] = {}
         for tag in roles:
             self._tags.setdefault((tag.parameter, tag.dim), []).append(tag)
@@ -68,7 +75,9 @@ class Graph:
             anchor = next((s for s in slots[leaf] if self._produces(s)), slots[leaf][0])
             anchors.setdefault((anchor.parameter, anchor.dim), []).append(leaf)
             for slot in slots[leaf]:
-                if slot.parameter not in self.parameters and slot.role not in ("mean", "variance", "mask"):
+                if slot.role != "consumer":  # where new entries are not zero
+                    leaf.inexact = leaf.inexact or self._normed_over.get((slot.parameter, slot.dim))
+                if slot.parameter not in self.parameters and slot.role not in BUFFERS:
                     leaf.frozen = leaf.frozen or f"nothing says how to extend the buffer {slot.parameter}"
             readers = {slot.parameter for slot in slots[leaf] if slot.role == "consumer"}
             if readers and readers <= untrained:
@@ -87,7 +96,11 @@ class Graph:
         tags = self._tags.get((name, dim), [])
         special = [tag for tag in tags if tag.axis is not None and leaf in set(tag.axis.atoms())]
         roles = {tag.role for tag in (special or [tag for tag in tags if tag.axis is None])}
-        return next((role for role in PRIORITY if role in roles), "raw")
+        role: Role = next((role for role in PRIORITY if role in roles), "raw")
+        if name in self._masks:
+            return "mask"
+        # Nothing silences a new unit that a buffer alone reads.
+        return "repeated" if (name, dim) in self._repeated and role in ("producer", "raw") else role
 
     def _produces(self, slot: Slot) -> bool:
         """Return whether an axis computes its units, even if it also consumes them (a tied embedding)."""
@@ -189,6 +202,20 @@ class Graph:
     def norms_fan_in(self, group: str) -> bool:
         """Return whether the norm of the units' incoming weights is taken (weight norm), which zeros may not have."""
         return any((slot.parameter, slot.dim) in self._normed for slot in self[group].slots if self._produces(slot))
+
+    def norms_fan_out(self, group: str) -> str | None:
+        """Return what takes the norm of the weights that read the units, or None: shares of a weight change it."""
+        return next(
+            (why for slot in self[group].slots if (why := self._normed_over.get((slot.parameter, slot.dim)))), None
+        )
+
+    def why_not_copied(self, group: str) -> str | None:
+        """Return why copies of a group's units would change the function, or None if they need not."""
+        if self.reads_what_it_writes(group):
+            return "is read through the axis that writes it"
+        if self.norms_fan_out(group):
+            return "is read by weights whose norm the forward takes (weight norm), which copies would share"
+        return None
 
     # Sizes and cost
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from auxin.graph.axes import Axis, MismatchError, atom, freeze, mark_inexact, product, unify
+from auxin.graph.axes import Axis, MismatchError, atom, freeze, mark_inexact, product, resolve, unify
 from auxin.graph.capture import source_code, source_line
 from auxin.types import Role
 
@@ -29,13 +29,13 @@ class Value:
 
     Attributes:
         axes: One axis per dimension.
-        sources: Parameters this tensor is a view or an elementwise function of, with the parameter's dimension behind
-            each of its own (None where there is none). Empty as soon as an activation takes part.
+        sources: Parameters this tensor is a view or an elementwise function of, with the parameter's dimensions behind
+            each of its own (several where a view joins them). Empty as soon as an activation takes part.
         layout: ``conv1d`` ... ``conv3d`` or ``linear`` for activations whose channel axis is known, else None.
     """
 
     axes: tuple[Axis, ...]
-    sources: tuple[tuple[str, tuple[int | None, ...]], ...] = ()
+    sources: tuple[tuple[str, tuple[tuple[int, ...], ...]], ...] = ()
     layout: str | None = None
 
     @property
@@ -43,9 +43,14 @@ class Value:
         """Whether only parameters, no activation, went into it."""
         return bool(self.sources)
 
-    def with_axes(self, order: Sequence[int | None], axes: Sequence[Axis], layout: str | None = None) -> Value:
-        """Return a view whose dimension i is ``axes[i]`` and comes from this value's dimension ``order[i]``."""
-        sources = tuple((name, tuple(None if i is None else dims[i] for i in order)) for name, dims in self.sources)
+    def with_axes(
+        self, order: Sequence[int | Sequence[int] | None], axes: Sequence[Axis], layout: str | None = None
+    ) -> Value:
+        """Return a view whose dimension i is ``axes[i]`` and comes from this value's dimensions ``order[i]``."""
+        runs = [[] if run is None else [run] if isinstance(run, int) else run for run in order]
+        sources = tuple(
+            (name, tuple(tuple(d for i in run for d in dims[i]) for run in runs)) for name, dims in self.sources
+        )
         return Value(tuple(axes), sources, layout)
 
 
@@ -111,6 +116,7 @@ class Trace:
     literals: list[Literal] = field(default_factory=list)
     costs: list[tuple[Axis, ...]] = field(default_factory=list)
     normed: set[tuple[str, int]] = field(default_factory=set)
+    normed_over: dict[tuple[str, int], str] = field(default_factory=dict)
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)
     outputs: set[torch.fx.Node] = field(default_factory=set)
 
@@ -140,7 +146,8 @@ class Propagator:
         self.bound = bound
         self.node: torch.fx.Node
         self.modules = dict(trace.model.named_modules(remove_duplicate=False))
-        self.tensors: dict[str, Tensor] = {**dict(trace.model.named_buffers()), **dict(trace.model.named_parameters())}
+        self.learnt = dict(trace.model.named_parameters())
+        self.tensors: dict[str, Tensor] = {**dict(trace.model.named_buffers()), **self.learnt}
         # What stands in for sizes that depend on the data; created axes of which nobody knows what gives their size.
         self.numbers: dict[Any, int] = {}
         self.unsure: list[tuple[Axis, str]] = []
@@ -195,20 +202,28 @@ class Propagator:
         """Record that growth of an axis changes the function because of the current operator."""
         mark_inexact(axis, f"{self.where()} {why}")
 
+    def norm_over(self, value: Value, dim: int, why: str) -> None:
+        """Note that a norm is taken over a dimension: new entries of a parameter change it unless they are zero."""
+        if not value.pure:
+            self.inexact(value.axes[dim], why)
+        for name, dims in value.sources:
+            self.trace.normed_over.update(dict.fromkeys(((name, d) for d in dims[dim]), f"{self.where()} {why}"))
+
     def tag(self, value: Any, dim: int, role: Role, axis: Axis | None = None) -> None:
-        """Give a role to a dimension of a parameter (or of a view of one); activations are passed over."""
+        """Give a role to a dimension of a parameter (or of a view of one, to its part); activations are passed over."""
         if isinstance(value, Value):
+            learnt = any(name in self.learnt for name, _ in value.sources)
             for name, dims in value.sources:
-                source = dims[dim]
-                if source is not None:
-                    self.trace.roles.append(RoleTag(name, source, role, axis))
+                if learnt and name not in self.learnt:
+                    continue  # a factor of a parameter, such as a mask
+                for source in dims[dim]:
+                    whole = resolve(value.axes[dim]) == resolve(self.trace.parameters[name].axes[source])
+                    part = value.axes[dim] if axis is None and not whole else axis
+                    self.trace.roles.append(RoleTag(name, source, role, part))
 
     def normed(self, value: Value, dim: int) -> None:
         """Note that the forward takes the norm of each row of a parameter: rows of zeros may have no direction."""
-        for name, dims in value.sources:
-            source = dims[dim]
-            if source is not None:
-                self.trace.normed.add((name, source))
+        self.trace.normed.update((name, source) for name, dims in value.sources for source in dims[dim])
 
     def cost(self, *axes: Axis) -> None:
         """Count 2·Π sizes FLOPs for one forward."""
@@ -331,7 +346,7 @@ class Propagator:
         if name not in self.trace.parameters:
             tensor = self.tensors[name]
             axes = tuple(atom(int(n)) for n in tensor.shape)
-            sources = ((name, tuple(range(tensor.ndim))),)
+            sources = ((name, tuple((d,) for d in range(tensor.ndim))),)
             self.trace.parameters[name] = Value(axes, sources)
         return self.trace.parameters[name]
 

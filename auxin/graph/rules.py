@@ -93,11 +93,11 @@ def broadcast(p: Propagator, values: Sequence[Value], shape: Sequence[int]) -> V
         for axis in full[1:]:
             p.unify(full[0], axis)
         axes.append(full[0] if full else p.fresh(size, "stretched from size one"))
-    sources: list[tuple[str, tuple[int | None, ...]]] = []
+    sources: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
     if all(value.pure for value in values):
         for value in values:
             missing = len(shape) - len(value.axes)
-            sources.extend((name, (*(None,) * missing, *dims)) for name, dims in value.sources)
+            sources.extend((name, (*((),) * missing, *dims)) for name, dims in value.sources)
     layout = next((value.layout for value in values if not value.pure and value.layout), None)
     return Value(tuple(axes), tuple(sources), layout)
 
@@ -149,7 +149,10 @@ def reduce(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
     for d in dims:
         if placed:
             p.freeze(x.axes[d], "finds a position along it")
-        p.inexact(x.axes[d], "reduces over it")
+        if name in {"linalg_vector_norm", "norm"}:
+            p.norm_over(x, d, "reduces over it")
+        else:
+            p.inexact(x.axes[d], "reduces over it")
     out = meta[0] if isinstance(meta, (tuple, list)) else meta
     if out.ndim == len(x.axes):
         order: list[int | None] = [None if d in dims else d for d in range(out.ndim)]

@@ -53,12 +53,17 @@ def contract(p: Propagator, values: Sequence[Value], labels: Sequence[str], out:
         # Nothing silences a new unit: no parameter reads it, or it is summed where it stands alone.
         if label not in out and (len(holders) < 2 or not any(value.pure for value in holders)):
             p.inexact(axis, "sums over it")
-    sources = []
-    if not activations:
-        for value, names in zip(values, labels, strict=True):
-            for name, dims in value.sources:
-                sources.append((name, tuple(dims[names.index(x)] if x in names else None for x in out)))
+    sources = [] if activations else _sources(values, labels, out)
     return Value(tuple(axes[label] for label in out), tuple(sources))
+
+
+def _sources(values: Sequence[Value], labels: Sequence[str], out: str) -> list[tuple[str, tuple[tuple[int, ...], ...]]]:
+    """Return the parameters behind a product, with their dimensions behind those of the result."""
+    return [
+        (name, tuple(dims[names.index(label)] if label in names else () for label in out))
+        for value, names in zip(values, labels, strict=True)
+        for name, dims in value.sources
+    ]
 
 
 def _count(p: Propagator, labels: Sequence[str], out: str, axes: dict[str, Axis]) -> None:
@@ -77,14 +82,15 @@ def _count(p: Propagator, labels: Sequence[str], out: str, axes: dict[str, Axis]
 
 @rule("linear")
 def linear(p: Propagator, x: Value, weight: Value, bias: Any = None) -> Value:
-    """Map x to x Wᵀ + b with W of shape (out, in)."""
+    """Map x to x Wᵀ + b with W of shape (out, in); x may be a parameter too (queries, a generated weight)."""
     batch = _letters(len(x.axes) - 1)
-    if not any(isinstance(p.tensors[name], nn.Parameter) for name, _ in x.sources):
-        x = Value(x.axes)  # a buffer, such as coordinates, is an input and no factor of a weight
-    y = contract(p, (x, weight), (f"{batch}I", "OI"), f"{batch}O")
+    labels, out = (f"{batch}I", "OI"), f"{batch}O"
+    y = contract(p, (Value(x.axes), weight), labels, out)
     _bias(p, y.axes[-1], bias)
     p.attribute(nn.Linear, in_features=x.axes[-1], out_features=y.axes[-1])
-    return Value(y.axes, y.sources, "linear")
+    # Of a buffer, such as coordinates, it is no parameter but a tensor like any other.
+    learnt = weight.pure and any(isinstance(p.tensors[name], nn.Parameter) for name, _ in x.sources)
+    return Value(y.axes, tuple(_sources((x, weight), labels, out)) if learnt else (), "linear")
 
 
 @rule("bilinear")

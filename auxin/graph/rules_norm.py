@@ -62,7 +62,7 @@ def weight_norm(p: Propagator, v: Value, g: Value, dim: int = 0) -> Any:
             p.tag(g, d, "scale")
             p.normed(v, d)
         else:
-            p.inexact(axis, "normalises over it")
+            p.norm_over(v, d, "normalises over it")
             p.freeze(g.axes[d], "keeps it at one")
     weight = Value(v.axes, v.sources)
     return (weight, weight) if isinstance(p.node.meta["val"], (tuple, list)) else weight

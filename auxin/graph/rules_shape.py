@@ -93,12 +93,13 @@ def _reshaped(p: Propagator, x: Value, axes: Sequence[Axis]) -> Value:
     layout = x.layout if x.layout == "linear" and axes and axes[-1] == x.axes[-1] else None
     if not x.pure:
         return Value(tuple(axes), (), layout)
-    # A view of a parameter: its dimensions are those that survive whole; others keep no role.
-    order: list[int | None] = []
+    # A view of a parameter: each dimension comes from one that survives whole, else from all it shares units with.
+    order: list[Sequence[int]] = []
     for axis in axes:
         same = [d for d, old in enumerate(x.axes) if old == axis]
         inside = [d for d, old in enumerate(x.axes) if set(axis.atoms()) <= set(old.atoms())]
-        order.append(next(iter(same or inside), None))
+        joined = [d for d, old in enumerate(x.axes) if set(axis.atoms()) & set(old.atoms())]
+        order.append((same or inside)[:1] or joined)
     return x.with_axes(order, axes, layout)
 
 

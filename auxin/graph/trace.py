@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 # Importing the rules fills the table that propagation reads.
 from auxin.graph import rules, rules_create, rules_cut, rules_linear, rules_norm, rules_shape, rules_space  # noqa: F401
 from auxin.graph.axes import Axis, MismatchError, atom, factor_inner, freeze, is_frozen, resolve, unify
-from auxin.graph.capture import capture, clone_tensors, unwrap
+from auxin.graph.capture import capture, clone_tensors, repeats, unwrap
 from auxin.graph.groups import Graph
 from auxin.graph.propagate import Attribute, Literal, Propagator, Trace
 from auxin.graph.sites import find_sites
@@ -69,9 +68,23 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     untrained = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if untrained == trainable:  # a model that is only looked at
         untrained = set()
-    masks = _pruning_masks(model)
-    roles = [replace(tag, role="mask") if tag.parameter in masks else tag for tag in found.roles]
-    return Graph(example_inputs, ordered, trainable, roles, attributes, found.costs, sites, untrained, found.normed)
+    return Graph(
+        example_inputs, ordered, trainable, found.roles, attributes, found.costs, sites, untrained, found.normed,
+        _pruning_masks(model), _repeated(model), found.normed_over,
+    )  # fmt: skip
+
+
+def _repeated(model: nn.Module) -> set[tuple[str, int]]:
+    """Return the axes along which a buffer repeats one pattern: a blur filter, the grid of a spline.
+
+    A buffer of one number is left out, since a statistic may start so, and so is a single repetition.
+    """
+    return {
+        (name, dim)
+        for name, buffer in model.named_buffers()
+        for dim, size in enumerate(buffer.shape)
+        if size > 1 and repeats(buffer, dim) and not bool((buffer == buffer.flatten()[0]).all())
+    }
 
 
 def _pruning_masks(model: nn.Module) -> set[str]:

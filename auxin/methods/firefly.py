@@ -96,7 +96,7 @@ class Firefly:
         train, held = _divide(found)
         allocated = decide(budget, graph)
         names = list(allocated.units if allocated.scope == "per_group" else allocated.groups or allocated.units)
-        why = {name: reason for name in names if (reason := untreatable(graph, name))}
+        why = {name: reason for name in names if (reason := untreatable(model, graph, name))}
         number = {n: self.num_candidates or max(allocated.units.get(n, 0), 1) for n in names if n not in why}
         operations, notes = [], []
         candidates = None

@@ -96,7 +96,7 @@ class GradMax:
         units = budget.allocate(graph)
         start = Random().propose(model, graph, Allocated(units), generator=generator)
         plain = {op.group: op for op in start.operations if isinstance(op, Widen)}
-        notes = {name: why for name in units if (why := untreatable(graph, name))}
+        notes = {name: why for name in units if (why := untreatable(model, graph, name, copies=False))}
         wanted = [op for name, op in plain.items() if name not in notes]
         values: dict[str, dict[str, Tensor]] = {}
         if wanted:

@@ -76,10 +76,10 @@ class Net2Net:
         fallback = Random()
         for name, by in budget.allocate(graph).items():
             group = graph[name]
-            if graph.reads_what_it_writes(name):
+            if why := graph.why_not_copied(name):
                 plan = fallback.propose(model, graph, Allocated({name: by}), generator=generator)
                 operations.extend(op for op in plan.operations if isinstance(op, Widen))
-                notes.append(f"{name} is read through the axis that writes it, so it grew by the random method")
+                notes.append(f"{name} {why}, so it grew by the random method")
                 continue
             parents = tuple(torch.randint(group.size, (by,), generator=generator).tolist())
             values = {}

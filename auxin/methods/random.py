@@ -68,9 +68,9 @@ class Random:
         for name, by in budget.allocate(graph).items():
             values = {}
             for slot in graph[name].slots:
-                tensor = tensors.get(slot.parameter)
-                if tensor is None:
+                if slot.parameter not in graph.parameters:
                     continue
+                tensor = tensors[slot.parameter]
                 if slot.role == "producer":
                     values[f"{slot.parameter}:{slot.dim}"] = fresh_rows(model, graph, name, slot, tensor, by, generator)
                 elif slot.role == "consumer" and self.outgoing_scale:

@@ -43,7 +43,7 @@ def outgoing_offsets(
         rows = torch.tensor(graph.new_positions_from(group, slot, parents))
         shape = [len(rows) if d == slot.dim else n for d, n in enumerate(weight.shape)]
         copied = (rows >= 0).view([-1 if d == slot.dim else 1 for d in range(weight.ndim)])
-        rms = float(weight.float().square().mean().sqrt())
+        rms = float(weight.abs().float().square().mean().sqrt())
         drawn = scale * rms * torch.randn(shape, generator=generator) if scale else torch.zeros(shape)
         offsets[f"{slot.parameter}:{slot.dim}"] = (drawn * copied).to(weight)
     return offsets

@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 
 from auxin.errors import ConfigError
 from auxin.graph import Graph
-from auxin.graph.capture import copied, evaluation, normalise_inputs, unwrap
+from auxin.graph.capture import evaluation, normalise_inputs, unwrap
 from auxin.similarity.layers import Layer, find_layers, grown_units, masks
 from auxin.similarity.terms import mean_off_diagonal
-from auxin.statistics.batches import precision
+from auxin.statistics.batches import precise_copy, precision
 from auxin.types import Event
 
 SAMPLES = 8192
@@ -112,7 +112,7 @@ def moments(
     given = [pytree.tree_map(lambda x: _placed(x, device, dtype), normalise_inputs(batch)) for batch in batches]
     if not given:
         raise ConfigError("Activations cannot be compared without a batch: pass batches that are not empty.")
-    clone = copied(model).to(dtype)
+    clone = precise_copy(model)
     sums = [_Sums(layer.groups, tried.shape[1], len(given), generator, device) for layer, tried in rows]
     with ExitStack() as stack:
         for (layer, tried), total in zip(rows, sums, strict=True):

@@ -162,6 +162,8 @@ def refine(
         model, graph=graph, layers=similarity.layers, depthwise=similarity.depthwise, classifier=similarity.classifier
     )
     free, notes = _free(model, similarity, layers, graph, event, plan)
+    if not layers:
+        notes = (*notes, "no convolution or linear layer has two neurons of its own that could be compared")
     before = None if graph is None else _outputs(model, graph.example_inputs)
     with followed(model, layers, ema):
         changes = _move(layers, free, similarity)

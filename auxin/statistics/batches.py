@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointError
 
 from auxin.errors import ConfigError
-from auxin.graph.capture import evaluation
+from auxin.graph.capture import copied, evaluation
 from auxin.types import LossFn
 
 
@@ -83,9 +83,7 @@ def _as_batch(item: Any, model: nn.Module, method: str) -> Batch:
     precise = precision(model)
 
     def move(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.detach().to(parameter.device, precise if x.is_floating_point() else None)
+        return in_precision(x.detach().to(parameter.device), precise) if isinstance(x, Tensor) else x
 
     return Batch(pytree.tree_map(move, inputs), pytree.tree_map(move, target))
 
@@ -93,6 +91,20 @@ def _as_batch(item: Any, model: nn.Module, method: str) -> Batch:
 def precision(model: nn.Module) -> torch.dtype:
     """Return the type statistics are computed in: float64 if the model has any, else float32."""
     return torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else torch.float32
+
+
+def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in the precision of a real type: complex numbers stay complex, whole numbers whole."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def precise_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model in the precision of its statistics, without gradients."""
+    clone, dtype = copied(model), precision(model)
+    clone.zero_grad(set_to_none=True)
+    return clone._apply(lambda tensor: in_precision(tensor, dtype))  # ``to`` would drop imaginary parts
 
 
 def gradients(objective: Tensor, of: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:

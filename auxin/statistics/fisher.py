@@ -211,7 +211,7 @@ class Fisher:
             for name, owner, gram in stored.grams():
                 blocks = result.setdefault(owner, {})
                 block = name.rpartition(".")[0] if blockwise else ""
-                gram = gram if owner == CURRENT or blockwise else gram.to(self.rows_of.parameters[name].dtype)
+                gram = gram if owner == CURRENT or blockwise else gram.to(self.rows_of.parameters[name].dtype.to_real())
                 blocks[block] = blocks[block] + gram if block in blocks else gram
         return result
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from auxin.errors import ConfigError
 from auxin.graph.capture import clone_tensors, normalise_inputs
-from auxin.statistics.batches import Batch, precision
+from auxin.statistics.batches import Batch, in_precision, precision
 from auxin.statistics.uses import Linear, Recorder, Use
 from auxin.types import LossFn
 
@@ -98,14 +98,14 @@ class PerSample:
         self.model, self.loss_fn, self.attached = model, loss_fn, dict(attached or {})
         dtype = precision(model)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        self.state = {n: t.detach().to(dtype) if t.is_floating_point() else t.detach() for n, t in state.items()}
+        self.state = {name: in_precision(tensor.detach(), dtype) for name, tensor in state.items()}
         if names is None:
             names = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
         self.own = {name: self.state[name] for name, _ in model.named_parameters() if name in names}
         self.parameters = dict(self.own)
         for one in self.attached.values():
             self.parameters |= one.named_parameters()
-        self.slow: set[str] = set()
+        self.slow = {name for name, parameter in self.own.items() if parameter.is_complex()}
         self.positions: dict[str, int] = {}
         self.biases: dict[str, str] = {}
         self._local: tuple[Any, ...] = ()
@@ -224,7 +224,8 @@ class PerSample:
             else:  # the output has them detached only, as a codebook behind a straight-through estimator
                 found = tuple(map(torch.zeros_like, places))
             for name, gradient in zip(leaves, found, strict=False):
-                result[name].append(gradient)
+                # Of a complex parameter, the real and the imaginary part are two entries.
+                result[name].append(torch.view_as_real(gradient) if gradient.is_complex() else gradient)
             for name in attached:
                 edges = zip(uses, found[len(leaves) :], strict=True)
                 parts = [use.rows[name](b).sum(0) for use, b in edges if name in use.rows]
@@ -246,6 +247,8 @@ class PerSample:
         for use, b in zip(uses, gradients, strict=True):
             for name, of in use.rows.items():
                 times[name] = times.get(name, 0) + 1
+                if self.parameters[name].is_complex():
+                    continue
                 try:
                     mine = of(b).reshape(size(probe), *self.parameters[name].shape)
                 except RuntimeError:  # samples are not along dimension 0
@@ -255,6 +258,8 @@ class PerSample:
         for i in range(size(probe)):
             single = self.single(take(probe, slice(i, i + 1)), set(self.parameters), scalars)
             for name, (true,) in single.items():
+                if self.parameters[name].is_complex():
+                    continue
                 mine = rows[name][i] if name in rows else torch.zeros_like(true)
                 if (mine - true).norm() > 1e-3 * true.norm() + 1e-12:
                     self.slow.add(name)

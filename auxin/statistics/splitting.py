@@ -26,7 +26,7 @@ from torch.func import functional_call
 
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, normalise_inputs
-from auxin.statistics.batches import Batch, precision
+from auxin.statistics.batches import Batch, in_precision, precision
 from auxin.statistics.cut import Call, Cut
 from auxin.statistics.parts import MICRO_BATCH, Part, in_parts
 from auxin.statistics.units import Units, old_units
@@ -40,7 +40,7 @@ class _Frozen:
         self.model = model
         state = {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
         dtype = precision(model)
-        self.weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+        self.weights = {name: in_precision(tensor, dtype) for name, tensor in state.items()}
         self.names = {id(self.weights[name]): name for name, _ in model.named_parameters()}
 
     def __call__(self, inputs: Any, cut: Cut | None = None) -> Any:
@@ -140,7 +140,8 @@ class SplittingMatrices:
         taken: set[str] = set()
         for name in groups:
             slots = [s for s in graph[name].slots if s.role == "producer" and s.parameter in cut]
-            why = _untreatable(graph, name, cut, slots)
+            complex_weights = any(self.forward.weights[slot.parameter].is_complex() for slot in graph[name].slots)
+            why = "has complex weights" if complex_weights else _untreatable(graph, name, cut, slots)
             if why is None and len({s.parameter for s in slots}) < len(slots):
                 why = "has several axes of one parameter"
             units = old_units(graph, name, slots if why is None else ())
@@ -206,8 +207,8 @@ def _untreatable(graph: Graph, name: str, cut: Mapping[str, int], slots: Sequenc
     group = graph[name]
     if group.inexact:
         return f"changes the function when it grows ({group.inexact})"
-    if graph.reads_what_it_writes(name):
-        return "is read through the axis that writes it"
+    if why := graph.why_not_copied(name):
+        return why
     consumers = [s.parameter for s in group.slots if s.role == "consumer"]
     if not slots or not consumers:
         return "has no fan-in or no fan-out of its own"

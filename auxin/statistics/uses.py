@@ -99,7 +99,7 @@ def _linear(names: Mapping[int, str], y: Tensor, input: Tensor, weight: Tensor, 
     use = Use(y, {})
 
     def flat(t: Tensor) -> Tensor:
-        return t.reshape(len(t), -1, t.shape[-1])
+        return t.reshape(len(t), -1, t.shape[-1]) if t.ndim > 1 else t.view(1, 1, -1)
 
     if id(weight) in names:
         use.rows[names[id(weight)]] = lambda b: flat(b).transpose(1, 2) @ flat(x)

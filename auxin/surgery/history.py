@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from auxin.errors import CheckpointError
-from auxin.graph.capture import unwrap
+from auxin.graph.capture import repeats, unwrap
 from auxin.surgery.apply import as_list
 from auxin.surgery.blocks import GROWN, attach, build_block, nearest_parameter
 from auxin.surgery.optimizer import add_parameters
@@ -109,6 +109,16 @@ class History:
                 ) from error
 
 
+def _grown(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return zeros of a shape; of a buffer that repeats a pattern, more of it, since no file may hold such a buffer."""
+    dims = [d for d, size in enumerate(shape) if size != tensor.shape[d]]
+    if not isinstance(tensor, nn.Parameter) and all(repeats(tensor, d) for d in dims):
+        for d in dims:
+            tensor = tensor.narrow(d, 0, 1)
+        return tensor.expand(*shape).clone()
+    return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+
+
 def _replay(model: nn.Module, event: Event, optimizers: Sequence[Optimizer]) -> None:
     structure = event.structure
     blocks = {path: iter(options) for path, options in structure.blocks.items()}
@@ -123,7 +133,7 @@ def _replay(model: nn.Module, event: Event, optimizers: Sequence[Optimizer]) -> 
             tensor = getattr(model.get_submodule(path), leaf)
             if tuple(tensor.shape) != tuple(shape):
                 tensor.grad = None
-                tensor.data = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+                tensor.data = _grown(tensor, shape)
     for key, value in structure.attributes.items():
         path, _, name = key.rpartition(":")
         set_attribute(model.get_submodule(path), name, value)

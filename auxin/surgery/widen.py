@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from auxin.errors import ConfigError, FrozenError
+from auxin.errors import ConfigError, FrozenError, GrowthError
 from auxin.graph import Graph
 from auxin.graph.axes import Atom, Axis, gather_index, size_with, spread
+from auxin.graph.capture import repeats
 from auxin.graph.propagate import Attribute
 from auxin.surgery.optimizer import regather, resize_flat_state, resize_state
 from auxin.surgery.transaction import Transaction
@@ -80,6 +81,12 @@ def check_widen(graph: Graph, op: Widen, allow_inexact: bool) -> None:
         )
     if op.parents and (len(op.parents) != op.by or not all(-1 <= p < group.size for p in op.parents)):
         raise ConfigError(f"Group {op.group!r} needs {op.by} parents, each -1 or a unit below {group.size}.")
+    shared = graph.norms_fan_out(op.group)
+    if shared and not allow_inexact and any(parent >= 0 for parent in op.parents):
+        raise FrozenError(
+            f"Copies in group {op.group!r} would share the weights that read it and change the function: {shared}. "
+            "Grow it by fresh units, or pass allow_inexact=True."
+        )
     if op.shares is not None and (not op.parents or len(op.shares) != op.by):
         raise ConfigError(f"Group {op.group!r} needs one share for each of its {op.by} copies.")
 
@@ -124,11 +131,16 @@ def resize_axis(tensor: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, l
 
     Raises:
         ConfigError: If given values have another shape than the new entries.
+        GrowthError: If a buffer's pattern is no longer the same for all units.
     """
     sources, fresh = unit_sources(leaf, op)
     copied, kept = gather_index(axis, {leaf: sources}), gather_index(axis, {leaf: fresh})
     dim = slot.dim
     fill: float | Tensor = NEUTRAL.get(slot.role, 0.0)
+    if slot.role == "repeated":
+        if not repeats(tensor, dim):
+            raise GrowthError(f"the buffer {slot.parameter} no longer repeats one pattern for all units")
+        copied = torch.where(copied < 0, 0, copied)
     if slot.role == "raw":
         fill = tensor.mean(dim, keepdim=True).expand(
             [len(copied) if d == dim else n for d, n in enumerate(tensor.shape)]

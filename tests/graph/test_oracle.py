@@ -196,14 +196,14 @@ def test_deleting_what_random_added_gives_the_model_back_bit_for_bit(name: str) 
     for group in graph.growable():
         torch.manual_seed(0)
         model = randomise(case.build(), seed=3)
-        before = {key: value.clone() for key, value in model.state_dict().items()}
+        before = {key: value.clone() for key, value in tensors(model).items()}
         fresh = auxin.trace(model, case.inputs())
         try:
             auxin.widen(model, group.name, 2, graph=fresh, method="random", seed=5)
         except auxin.errors.GrowthError:
             assert case.hard_coded, f"{group.name} could not grow"
             continue
-        after = dict(model.state_dict())
+        after = tensors(model)
         assert any(after[key].shape != before[key].shape for key in before)
         grown = fresh[group.name]
         assert grown.size == group.size + 2
@@ -214,6 +214,12 @@ def test_deleting_what_random_added_gives_the_model_back_bit_for_bit(name: str) 
                 after[alias] = after[alias].index_select(slot.dim, torch.tensor(keep))
         for key, value in before.items():
             assert torch.equal(after[key], value), f"{group.name}: {key} is not what it was"
+
+
+def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer, those that no state dict holds included."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: tensor.detach() for name, tensor in named}
 
 
 def _aliases(model: torch.nn.Module, name: str) -> list[str]:

@@ -183,6 +183,12 @@ SLOW: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str]]] = {
         lambda: Function(lambda m, x: F.linear(x, m.weight * m.gain), weight=parameter(3, 4), gain=parameter(3, 1)),
         SEQUENCE, {"weight", "gain"},
     ),
+    "generated weight": (
+        lambda: Function(
+            lambda m, x: F.linear(x, m.f(m.code).relu().view(3, 4)), code=parameter(5), f=nn.Linear(5, 12)
+        ),
+        VECTOR, {"code", "f.weight", "f.bias"},
+    ),
     "weight norm": (
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), VECTOR,
         {"parametrizations.weight.original0", "parametrizations.weight.original1"},
