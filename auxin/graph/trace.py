@@ -82,6 +82,7 @@ def _repeated(model: nn.Module) -> set[tuple[str, int]]:
     return {
         (name, dim)
         for name, buffer in model.named_buffers()
+        if buffer.numel() and buffer.layout == torch.strided and not buffer.is_quantized
         for dim, size in enumerate(buffer.shape)
         if size > 1 and repeats(buffer, dim) and not bool((buffer == buffer.flatten()[0]).all())
     }
