@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from math import prod
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from auxin.errors import ConfigError
-from auxin.graph.axes import Atom, Axis, gather_index, size_with
-from auxin.graph.propagate import Attribute, RoleTag
+from auxin.graph.axes import Atom, Axis, gather_index, is_frozen, size_with
+from auxin.graph.values import RoleTag, Trace
 from auxin.types import DepthSite, Role, Slot, WidthGroup
 
 PRIORITY: tuple[Role, ...] = ("consumer", "producer", "bias", "scale", "shift", "mean", "variance", "raw")
@@ -34,26 +33,22 @@ class Graph:
         example_inputs: Any,
         axes: Mapping[str, tuple[Axis, ...]],
         trainable: frozenset[str],
-        roles: Iterable[RoleTag],
-        attributes: Iterable[Attribute],
-        costs: Iterable[tuple[Axis, ...]],
+        found: Trace,
         sites: Sequence[tuple[DepthSite, Axis]],
-        untrained: Set[str] = frozenset(),
-        normed: Set[tuple[str, int]] = frozenset(),
-        masks: Set[str] = frozenset(),
-        repeated: Set[tuple[str, int]] = frozenset(),
-        normed_over: Mapping[tuple[str, int], str] = MappingProxyType({}),
+        untrained: Set[str],
+        masks: Set[str],
+        repeated: Set[tuple[str, int]],
     ) -> None:
         self.example_inputs = example_inputs
         self.axes = dict(axes)
         self.parameters = trainable
-        self.attributes = tuple(attributes)
-        self.costs = tuple(costs)
+        self.attributes = tuple(a for a in found.attributes if not is_frozen(a.axis))
+        self.costs = tuple(found.costs)
         self._sites = tuple(sites)
-        self._normed, self._masks, self._repeated = normed, masks, repeated
-        self._normed_over = dict(normed_over)
+        self._normed, self._normed_over = found.normed, found.normed_over
+        self._masks, self._repeated = masks, repeated
         self._tags: dict[tuple[str, int], list[RoleTag]] = {}
-        for tag in roles:
+        for tag in found.roles:
             self._tags.setdefault((tag.parameter, tag.dim), []).append(tag)
         self._atoms: dict[str, Atom] = {}
         self._slots: dict[str, tuple[Slot, ...]] = {}

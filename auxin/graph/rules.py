@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from auxin.graph.axes import Axis
-from auxin.graph.propagate import Propagator, Value, rule
+from auxin.graph.propagate import Propagator, rule
+from auxin.graph.values import Value
 
 # One input, one output, every element on its own.
 UNARY = """

@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 from auxin.graph.axes import Axis
-from auxin.graph.propagate import DataSize, Propagator, Value, rule
+from auxin.graph.propagate import Propagator, rule
 from auxin.graph.rules import drawn
+from auxin.graph.values import DataSize, Value
 
 
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn")

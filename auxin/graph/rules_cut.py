@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from auxin.graph.axes import Axis, MismatchError, concat, cut, freeze, is_frozen, product
-from auxin.graph.propagate import DataSize, Propagator, Value, rule
+from auxin.graph.propagate import Propagator, rule
 from auxin.graph.rules_shape import unsqueeze
+from auxin.graph.values import DataSize, Value
 
 
 @rule("cat", "concat", "concatenate")

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from auxin.graph.axes import Axis, product
-from auxin.graph.propagate import Propagator, Value, grouped, rule
+from auxin.graph.propagate import Propagator, grouped, rule
 from auxin.graph.rules import broadcast
+from auxin.graph.values import Value
 
 
 def contract(p: Propagator, values: Sequence[Value], labels: Sequence[str], out: str) -> Value:

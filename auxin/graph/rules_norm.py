@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from auxin.graph.propagate import Propagator, Value, grouped, rule
+from auxin.graph.propagate import Propagator, grouped, rule
+from auxin.graph.values import Value
 
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")

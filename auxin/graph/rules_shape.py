@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from auxin.graph.axes import Axis, MismatchError, factor_inner, product
-from auxin.graph.propagate import Propagator, Value, rule
+from auxin.graph.propagate import Propagator, rule
+from auxin.graph.values import Value
 
 
 def reshape_axes(p: Propagator, axes: Sequence[Axis], sizes: Sequence[int], given: Sequence[Any]) -> list[Axis]:

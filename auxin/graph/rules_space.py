@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from auxin.graph.axes import Axis, is_frozen
-from auxin.graph.propagate import Propagator, Value, grouped, rule
+from auxin.graph.propagate import Propagator, grouped, rule
 from auxin.graph.rules import dims_of
+from auxin.graph.values import Value
 
 
 @rule("diff")

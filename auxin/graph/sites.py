@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from auxin.graph.axes import Axis
-from auxin.graph.propagate import Trace, Value
 from auxin.graph.rules import ACTIVATIONS
+from auxin.graph.values import Trace, Value
 from auxin.types import CHANNEL, DepthSite
 
 GROWN = "grown"

@@ -14,8 +14,9 @@ from auxin.graph import rules, rules_create, rules_cut, rules_linear, rules_norm
 from auxin.graph.axes import Axis, MismatchError, atom, factor_inner, freeze, is_frozen, resolve, unify
 from auxin.graph.capture import capture, clone_tensors, repeats, unwrap
 from auxin.graph.groups import Graph
-from auxin.graph.propagate import Attribute, Literal, Propagator, Trace
+from auxin.graph.propagate import Propagator
 from auxin.graph.sites import find_sites
+from auxin.graph.values import Attribute, Literal, Trace
 
 # Names under which modules keep sizes; and words that mean something else, though the number may be the same.
 SIZE_NAME = re.compile(
@@ -63,15 +64,12 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     _link_gpt_convs(model, axes, found)
     _link_literals(model, found)
     ordered = {name: axes[name] for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-    attributes = [a for a in found.attributes if not is_frozen(a.axis)]
     sites = find_sites(found, module.graph, bare)
     untrained = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if untrained == trainable:  # a model that is only looked at
         untrained = set()
-    return Graph(
-        example_inputs, ordered, trainable, found.roles, attributes, found.costs, sites, untrained, found.normed,
-        _pruning_masks(model), _repeated(model), found.normed_over,
-    )  # fmt: skip
+    masks, repeated = _pruning_masks(model), _repeated(model)
+    return Graph(example_inputs, ordered, trainable, found, sites, untrained, masks, repeated)
 
 
 def _repeated(model: nn.Module) -> set[tuple[str, int]]:

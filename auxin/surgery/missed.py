@@ -18,7 +18,7 @@ from torch import nn
 
 from auxin.graph import Graph
 from auxin.graph.axes import Atom, Axis, size_with
-from auxin.graph.propagate import Attribute
+from auxin.graph.values import Attribute
 
 
 def missed_size(error: BaseException, model: nn.Module, graph: Graph, before: Mapping[Atom, int]) -> Attribute | None:

@@ -16,7 +16,7 @@ from auxin.errors import ConfigError, FrozenError, GrowthError
 from auxin.graph import Graph
 from auxin.graph.axes import Atom, Axis, gather_index, size_with, spread
 from auxin.graph.capture import repeats
-from auxin.graph.propagate import Attribute
+from auxin.graph.values import Attribute
 from auxin.surgery.optimizer import regather, resize_flat_state, resize_state
 from auxin.surgery.transaction import Transaction
 from auxin.types import Role, Slot, Widen
