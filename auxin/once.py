@@ -77,9 +77,13 @@ def deepen(
     batches: Iterable[Any] | None = None,
     kernel_size: int = 3,
     noise: float = 0.0,
+    copy: bool | None = None,
     seed: int = 0,
 ) -> Event:
     """Insert a block that starts as the identity after a module, in place.
+
+    After a residual block, y = x + f(x), that is a copy of it whose f starts at zero; elsewhere a linear map with norm
+    and activation, as the layers around it have.
 
     Args:
         model: Any module that ``graph`` was traced from.
@@ -90,6 +94,7 @@ def deepen(
         batches: Model inputs to calibrate the block's norm on; the example inputs if None.
         kernel_size: Odd size of the convolution's kernel; 1 where the edge has a single position (a pooled map).
         noise: Standard deviation of noise on the identity weights; 0 preserves the function.
+        copy: Whether to copy the module that the block follows; None does so where it is a residual block.
         seed: Seed of the noise.
 
     Returns:
@@ -100,6 +105,6 @@ def deepen(
         GrowthError: If the grown model fails; everything is restored.
     """
     name = site.name if isinstance(site, DepthSite) else site
-    plan = GrowthPlan("identity", (Deepen(name, kernel_size, noise),), preserves=noise == 0)
+    plan = GrowthPlan("identity", (Deepen(name, kernel_size, noise, copy),), preserves=noise == 0)
     generator = torch.Generator().manual_seed(seed)
     return apply(plan, model, graph, optimizer=optimizer, ema=ema, batches=batches, generator=generator)

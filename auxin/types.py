@@ -74,17 +74,24 @@ CHANNEL = {"linear": -1, "conv1d": -2, "conv2d": -3, "conv3d": -4}
 class DepthSite:
     """A place, just after a module, where a block that starts as the identity fits.
 
+    Two kinds of block do: a plain one, a linear map, norm and activation like those around it; and, where the module
+    adds something to its own input (a residual block, a transformer's layer), a copy of that module whose addend starts
+    at zero.
+
     Attributes:
         name: Path of the module whose output the block will transform.
         kind: The linear map of the block: ``conv1d``, ``conv2d``, ``conv3d`` or ``linear``.
         channels: Width of the edge now.
         norm: Whether the block gets a batch norm, as the layers around it do.
-        activation: Name of the activation in ``torch.nn``, for example ``ReLU``.
+        activation: Name of the activation in ``torch.nn``, for example ``ReLU``; empty where there is none, and only a
+            copy of the module fits.
         idempotent: Whether the edge already carries that activation's output and applying it again changes nothing.
         arguments: Keyword arguments of the activation.
         pointwise: Whether the edge has a single position (a pooled map, squeeze-excite), where all of a kernel but its
             centre would see padding only.
         bias: Whether the block gets a bias, as the layer before it has; never beside a norm.
+        zeroed: Parameters that are zero at first in a copy of the module, which is the identity then; empty where only
+            a plain block fits.
     """
 
     name: str
@@ -96,6 +103,7 @@ class DepthSite:
     arguments: tuple[tuple[str, float], ...] = ()
     pointwise: bool = False
     bias: bool = True
+    zeroed: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -141,13 +149,15 @@ class Deepen:
     Attributes:
         site: Name of the depth site.
         kernel_size: Size of the convolution's kernel (odd); ignored for linear blocks, 1 where the edge has a single
-            position.
-        noise: Standard deviation of noise added to the identity weights.
+            position, and for a copy.
+        noise: Standard deviation of noise added to the identity weights, or to a copy's zeros.
+        copy: Whether to insert a copy of the module, or a plain block; None copies it where it is a residual block.
     """
 
     site: str
     kernel_size: int = 3
     noise: float = 0.0
+    copy: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +243,8 @@ class Structure:
     """What replays an event on a fresh base model: inserted blocks, tensor shapes, size attributes.
 
     Attributes:
-        blocks: For each module path, the blocks inserted after it, as keyword arguments of ``IdentityBlock``.
+        blocks: For each module path, the blocks inserted after it, as keyword arguments of ``IdentityBlock``; for a
+            copy of the module, ``zeroed``.
         shapes: New shape of each resized parameter and buffer.
         attributes: New value of each resized attribute, keyed ``"module.path:name"``.
     """

@@ -96,7 +96,8 @@ def make_proposals(
         names = [g.name for g in graph.growable()] + [s.name for s in graph.sites]
         if not any(_inside(name, path) for name in names):
             raise ConfigError(f"Nothing inside {path!r} can grow; the width groups and sites are: {', '.join(names)}.")
-    found = _layers(model, graph, within or blocks, max_layers, Deepen("", kernel_size, noise), cap) if deepen else []
+    layer = Deepen("", kernel_size, noise, copy=False)
+    found = _layers(model, graph, within or blocks, max_layers, layer, cap) if deepen else []
     groups = [g.name for g in graph.growable() if _widens(graph, g.name)]
     groups = [name for name in groups if within is None or any(_inside(name, path) for path in within)]
     together = {name: [name] for name in groups}
@@ -141,6 +142,8 @@ def _layers(
         caps.append(caps[-1].also)
     positions = _positions(model, graph)
     for site in graph.sites:
+        if not site.activation:
+            continue  # only a copy fits, whose inner gradients are zero: the score would see nothing
         if within is not None and not any(_inside(site.name, path) for path in within):
             continue
         there = getattr(model.get_submodule(site.name), GROWN, ())

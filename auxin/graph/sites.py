@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from auxin.graph.axes import Axis
+from auxin.graph.naming import CONTAINERS, GROWN, LINEAR, NORMS, operator_name, stack
+from auxin.graph.residual import find_residuals
 from auxin.graph.rules import ACTIVATIONS
 from auxin.graph.values import Trace, Value
 from auxin.types import CHANNEL, DepthSite
 
-GROWN = "grown"
-"""Name of the submodule that holds inserted blocks; sites inside it belong to the module they follow."""
 IDEMPOTENT = {"ReLU", "ReLU6"}
-NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm"}
-LINEAR = {"conv1d", "conv2d", "conv3d", "convolution", "linear", "conv_transpose1d", "conv_transpose2d"}
 # Arguments of the functional form that the module form needs to be the same function.
 ARGUMENTS = {"leaky_relu": ("negative_slope",), "elu": ("alpha",), "hardtanh": ("min_val", "max_val")}
 
 
 def find_sites(trace: Trace, graph: torch.fx.Graph, bare: Set[str]) -> tuple[tuple[DepthSite, Axis], ...]:
-    """Return one site per activation whose edge is the output of a module that is called once.
+    """Return one site per activation whose edge is the output of a module that is called once, and per residual block.
 
     The edge after the activation is taken where the activation ends a module; where it is a functional call inside a
     larger forward, the edge before it is taken if that is a module's output.
@@ -36,13 +34,14 @@ def find_sites(trace: Trace, graph: torch.fx.Graph, bare: Set[str]) -> tuple[tup
     Returns:
         The sites, each with its channel axis, in the order of the forward.
     """
-    modules = _module_outputs(graph, bare)
     calls = _calls(graph)
+    modules = _module_outputs(calls, bare)
     twice = {path for path, keys in calls.items() if len(keys) > 1}
     endings = {path: {nodes[-1] for nodes in keys.values()} for path, keys in calls.items()}
     sites: dict[str, tuple[DepthSite, Axis]] = {}
+    places: dict[str, torch.fx.Node] = {}
     for node in graph.nodes:
-        name = _name(node)
+        name = operator_name(node)
         if name not in ACTIVATIONS or node in trace.outputs or _has_grown(trace, node):
             continue
         after = modules.get(node)
@@ -56,10 +55,34 @@ def find_sites(trace: Trace, graph: torch.fx.Graph, bare: Set[str]) -> tuple[tup
         if host in sites or host in twice:
             continue
         last = not inside or node in endings[host]
+        if inside and not last and not _in_plain_block(trace, host, inside):
+            continue
         site = _site(trace, host, edge, node, after=bool(after) and last)
         if site is not None:
-            sites[host] = site
-    return tuple(sites.values())
+            sites[host], places[host] = site, node
+    for host, residual in find_residuals(trace, calls, bare).items():
+        known = sites.get(host) or _bare_site(trace, host, residual.output)
+        if known is not None:
+            sites[host] = replace(known[0], zeroed=residual.zeroed), known[1]
+            places.setdefault(host, residual.output)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    return tuple(sites[host] for host in sorted(sites, key=lambda host: order[places[host]]))
+
+
+def _in_plain_block(trace: Trace, host: str, inside: str) -> bool:
+    """Return whether a path within the blocks inserted after a module lies in a plain one, not in a copy."""
+    block = trace.model.get_submodule(f"{host}.{GROWN}.{inside.partition('.')[0]}")
+    return type(block) is not type(trace.model.get_submodule(host))
+
+
+def _bare_site(trace: Trace, path: str, edge: torch.fx.Node) -> tuple[DepthSite, Axis] | None:
+    """Return the site after a module that no activation ends."""
+    value = trace.values.get(edge)
+    if not isinstance(value, Value) or value.layout is None:
+        return None
+    axis = value.axes[len(value.axes) + CHANNEL[value.layout]]
+    site = DepthSite(path, value.layout, axis.size, norm=False, activation="", idempotent=False)  # type: ignore[arg-type]
+    return site, axis
 
 
 def _site(
@@ -68,7 +91,7 @@ def _site(
     value = trace.values.get(edge)
     if not isinstance(value, Value) or value.layout is None:
         return None
-    name = _name(activation)
+    name = operator_name(activation)
     names = ARGUMENTS.get(name, ())
     given = dict(zip(names, activation.args[1:], strict=False))
     arguments = tuple((key, float(value)) for key, value in given.items() if isinstance(value, (int, float)))
@@ -91,12 +114,8 @@ def _site(
 
 def _has_grown(trace: Trace, node: torch.fx.Node) -> bool:
     """Return whether blocks follow the activation's own module already: its site is then at the last of them."""
-    path = _stack(node)[-1] if _stack(node) else ""
+    path = stack(node)[-1] if stack(node) else ""
     return bool(path) and GROWN in trace.model.get_submodule(path)._modules
-
-
-def _stack(node: torch.fx.Node) -> list[str]:
-    return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
 
 
 def _before(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
@@ -104,25 +123,20 @@ def _before(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
     current: Any = node
     for _ in range(6):
         yield current
-        if _name(current) in LINEAR or not (current.args and isinstance(current.args[0], torch.fx.Node)):
+        if operator_name(current) in LINEAR or not (current.args and isinstance(current.args[0], torch.fx.Node)):
             return
         current = current.args[0]
 
 
 def _has_norm(edge: torch.fx.Node) -> bool:
     """Return whether a batch norm lies between the edge and the linear map before it."""
-    return any(_name(node) in NORMS for node in _before(edge))
+    return any(operator_name(node) in NORMS for node in _before(edge))
 
 
 def _has_bias(edge: torch.fx.Node) -> bool:
     """Return whether the linear map before the edge has a bias; true where there is none to look at."""
-    maps = [node for node in _before(edge) if _name(node) in LINEAR]
+    maps = [node for node in _before(edge) if operator_name(node) in LINEAR]
     return all(len(node.args) > 2 and node.args[2] is not None for node in maps)
-
-
-def _name(node: torch.fx.Node) -> str:
-    name = str(getattr(node.target, "_opname", ""))
-    return name.rstrip("_") if name.endswith("_") else name
 
 
 def _calls(graph: torch.fx.Graph) -> dict[str, dict[str, list[torch.fx.Node]]]:
@@ -141,16 +155,16 @@ def _usable(trace: Trace, path: str | None) -> str | None:
     if path is None:
         return None
     module = trace.model.get_submodule(path)
-    return None if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) else path
+    return None if isinstance(module, CONTAINERS) else path
 
 
-def _module_outputs(graph: torch.fx.Graph, bare: Set[str]) -> dict[torch.fx.Node, str]:
+def _module_outputs(calls: dict[str, dict[str, list[torch.fx.Node]]], bare: Set[str]) -> dict[torch.fx.Node, str]:
     """Return the innermost module that each node is the only output of, and that returns nothing around it."""
     outputs: dict[torch.fx.Node, str] = {}
-    for path, calls in _calls(graph).items():
-        if not path or path not in bare or len(calls) > 1:
+    for path, runs in calls.items():
+        if not path or path not in bare or len(runs) > 1:
             continue
-        nodes = next(iter(calls.values()))
+        nodes = next(iter(runs.values()))
         inside = set(nodes)
         leaving = [n for n in nodes if any(user not in inside for user in n.users)]
         if len(leaving) == 1 and len(path) >= len(outputs.get(leaving[0], "")):

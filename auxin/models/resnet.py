@@ -1,10 +1,14 @@
 """ResNet-20 for CIFAR, with projection shortcuts so that each stage has a width of its own."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
+from auxin.errors import ConfigError
 from auxin.models.initialize import kaiming
 
-BLOCKS_PER_STAGE = 3
+BLOCKS = (3, 3, 3)
+"""Basic blocks of each stage."""
 
 
 class BasicBlock(nn.Module):
@@ -52,6 +56,10 @@ class ResNet20(nn.Module):
         num_classes: Number of classes.
         width: Channels of the first stage.
         in_channels: 3 for colour, 1 for grey images.
+        blocks: Basic blocks of each stage; with fewer it is a shallow seed of ResNet-20, with more a deeper net.
+
+    Raises:
+        ConfigError: If blocks does not name all three stages.
 
     Reference:
         He et al., Deep Residual Learning (arXiv 1512.03385), section 4.2.
@@ -61,23 +69,29 @@ class ResNet20(nn.Module):
         272474
     """
 
-    def __init__(self, num_classes: int = 10, width: int = 16, in_channels: int = 3) -> None:
+    def __init__(
+        self, num_classes: int = 10, width: int = 16, in_channels: int = 3, blocks: Sequence[int] = BLOCKS
+    ) -> None:
         super().__init__()
+        if len(blocks) != len(BLOCKS) or min(blocks) < 1:
+            raise ConfigError(
+                f"ResNet-20 has three stages: give three numbers of blocks, 1 or more, not {list(blocks)}."
+            )
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.act1 = nn.ReLU()
-        self.stage1 = self._stage(width, width)
-        self.stage2 = self._stage(width, 2 * width)
-        self.stage3 = self._stage(2 * width, 4 * width)
+        self.stage1 = self._stage(width, width, blocks[0])
+        self.stage2 = self._stage(width, 2 * width, blocks[1])
+        self.stage3 = self._stage(2 * width, 4 * width, blocks[2])
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(4 * width, num_classes)
         kaiming(self)
 
     @staticmethod
-    def _stage(in_channels: int, out_channels: int) -> nn.Sequential:
+    def _stage(in_channels: int, out_channels: int, blocks: int) -> nn.Sequential:
         new_width = in_channels != out_channels
         first = BasicBlock(in_channels, out_channels, stride=2 if new_width else 1, project=new_width)
-        rest = (BasicBlock(out_channels, out_channels, stride=1, project=False) for _ in range(BLOCKS_PER_STAGE - 1))
+        rest = (BasicBlock(out_channels, out_channels, stride=1, project=False) for _ in range(blocks - 1))
         return nn.Sequential(first, *rest)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -88,6 +102,6 @@ class ResNet20(nn.Module):
         return logits
 
 
-def resnet20(num_classes: int = 10, width: int = 16, in_channels: int = 3) -> ResNet20:
+def resnet20(num_classes: int = 10, width: int = 16, in_channels: int = 3, blocks: Sequence[int] = BLOCKS) -> ResNet20:
     """Return a fresh ``ResNet20``; its docstring explains the arguments."""
-    return ResNet20(num_classes, width, in_channels)
+    return ResNet20(num_classes, width, in_channels, blocks)

@@ -166,9 +166,20 @@ class _Work:
             self.model, self.graph, op, self.optimizers, self.copies, self.batches, self.generator, self.change
         )
         depth = len(self.model.get_submodule(f"{op.site}.{GROWN}")._modules)
+        if "zeroed" in options:
+            self._size_copy(op.site, f"{op.site}.{GROWN}.{depth - 1}")
         self.blocks.setdefault(op.site, []).append(options)
         self.changes.append(Change("deepen", op.site, depth - 1, depth))
         self.stale = True
+
+    def _size_copy(self, site: str, block: str) -> None:
+        """Note for a copy what has been resized in its module before: a replay copies the module as it was before."""
+        for sizes in (self.shapes, self.structure_attributes):
+            inner = {name: size for name, size in sizes.items() if name.startswith((f"{site}.", f"{site}:"))}
+            sizes |= {
+                block + name.removeprefix(site): size
+                for name, size in inner.items() if not name.startswith(f"{site}.{GROWN}.")
+            }  # fmt: skip
 
     def run(self, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
         """Return the grown model's outputs; sizes that the trace could not see follow on the way."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from auxin.graph.sites import GROWN
+from auxin.graph.capture import copied
+from auxin.graph.naming import GROWN
 
 CONVOLUTIONS: dict[str, type[nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 NORMS: dict[str, type[nn.Module]] = {"conv1d": nn.BatchNorm1d, "conv2d": nn.BatchNorm2d, "conv3d": nn.BatchNorm3d}
@@ -121,21 +122,71 @@ def nearest_parameter(model: nn.Module, path: str) -> Tensor:
 
 
 def build_block(like: Tensor, **options: Any) -> IdentityBlock:
-    """Return a block of another tensor's device and type; torch's own random state is not touched."""
+    """Return a plain block of another tensor's device and type; torch's own random state is not touched."""
     with torch.random.fork_rng(devices=[]):
         return IdentityBlock(**options).to(device=like.device, dtype=like.dtype)
 
 
-def run_grown(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """Forward hook: pass a module's output through the blocks inserted after it."""
-    return getattr(module, GROWN)(output)
+def copy_block(host: nn.Module, zeroed: Iterable[str]) -> nn.Module:
+    """Return a copy of a residual block as it was before anything was inserted after it, with some parameters zero."""
+    block = copied(host)
+    if GROWN in block._modules:
+        _remove(block)
+    with torch.no_grad():
+        for name in zeroed:
+            block.get_parameter(name).zero_()
+    return block
 
 
-def attach(host: nn.Module, block: IdentityBlock) -> None:
+def make_block(model: nn.Module, path: str, options: Mapping[str, Any]) -> nn.Module:
+    """Return the block that options describe: a copy of the module at a path if they name what is zero, or a plain one.
+
+    Args:
+        model: The model.
+        path: Path of the module that the block will follow.
+        options: ``zeroed``, or the keyword arguments of ``IdentityBlock``.
+
+    Returns:
+        The block, in the module's mode.
+    """
+    host = model.get_submodule(path)
+    block: nn.Module
+    if "zeroed" in options:
+        block = copy_block(host, options["zeroed"])
+    else:
+        block = build_block(nearest_parameter(model, path), **options)
+    return block.train(host.training)
+
+
+def run_grown(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+    """Forward hook: pass a module's output through the blocks inserted after it.
+
+    A copy of the module is called as the module was, with the output in place of the first argument.
+
+    Args:
+        module: The module.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        output: What it returned.
+
+    Returns:
+        What the last block returned.
+    """
+    for block in module._modules[GROWN]:  # type: ignore[union-attr]
+        if isinstance(block, IdentityBlock):
+            output = block(output)
+        elif args:
+            output = block(output, *args[1:], **kwargs)
+        else:
+            output = block(**{**kwargs, next(iter(kwargs)): output})
+    return output
+
+
+def attach(host: nn.Module, block: nn.Module) -> None:
     """Append a block after a module; names of existing parameters do not change."""
     if GROWN not in host._modules:
         host.add_module(GROWN, nn.Sequential())
-        host.register_forward_hook(run_grown)
+        host.register_forward_hook(run_grown, with_kwargs=True)
     sequence = host._modules[GROWN]
     assert isinstance(sequence, nn.Sequential)
     sequence.append(block)
@@ -148,11 +199,16 @@ def detach_last(host: nn.Module) -> None:
     assert isinstance(sequence, nn.Sequential)
     del sequence[-1]
     if not len(sequence):
-        del host._modules[GROWN]
-        for key, hook in list(host._forward_hooks.items()):
-            if hook is run_grown:
-                del host._forward_hooks[key]
+        _remove(host)
     _forget_compiled()
+
+
+def _remove(host: nn.Module) -> None:
+    del host._modules[GROWN]
+    for key, hook in list(host._forward_hooks.items()):
+        if hook is run_grown:
+            del host._forward_hooks[key]
+            host._forward_hooks_with_kwargs.pop(key, None)
 
 
 def _forget_compiled() -> None:

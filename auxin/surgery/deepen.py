@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs
-from auxin.surgery.blocks import GROWN, attach, build_block, detach_last, nearest_parameter
+from auxin.surgery.blocks import GROWN, IdentityBlock, attach, detach_last, make_block
 from auxin.surgery.optimizer import add_parameters
 from auxin.surgery.transaction import Transaction
 from auxin.types import Deepen, DepthSite
@@ -31,7 +31,11 @@ def check_deepen(graph: Graph, model: nn.Module, op: Deepen) -> None:
         ConfigError: If the site is unknown, the kernel size is even, or the module already uses our name.
     """
     site = graph.site(op.site)
-    if site.kind != "linear" and (op.kernel_size < 1 or op.kernel_size % 2 == 0):
+    if op.copy and not site.zeroed:
+        raise ConfigError(f"{op.site!r} is no residual block, y = x + f(x), to copy: leave copy out for a plain block.")
+    if op.copy is False and not site.activation:
+        raise ConfigError(f"No activation ends {op.site!r}, so only a copy of it can follow: leave copy out.")
+    if not is_copy(site, op) and site.kind != "linear" and (op.kernel_size < 1 or op.kernel_size % 2 == 0):
         raise ConfigError(f"An identity convolution needs an odd kernel size, not {op.kernel_size}.")
     if op.noise < 0:
         raise ConfigError(f"The noise of a new layer is a standard deviation of 0 or more, not {op.noise}.")
@@ -41,8 +45,15 @@ def check_deepen(graph: Graph, model: nn.Module, op: Deepen) -> None:
         raise ConfigError(f"Module {site.name!r} has an attribute {GROWN!r} of its own; rename it to grow there.")
 
 
+def is_copy(site: DepthSite, op: Deepen) -> bool:
+    """Return whether an insertion copies the module that it follows."""
+    return bool(site.zeroed) and op.copy is not False
+
+
 def block_options(site: DepthSite, op: Deepen) -> dict[str, Any]:
-    """Return the keyword arguments of the block that fits a site."""
+    """Return what ``make_block`` needs for the block that fits a site."""
+    if is_copy(site, op):
+        return {"zeroed": list(site.zeroed)}
     return {
         "kind": site.kind,
         "channels": site.channels,
@@ -142,24 +153,24 @@ def deepen_model(
         change: Where to record the changes.
 
     Returns:
-        The block's keyword arguments.
+        What ``make_block`` was given.
     """
-    site = graph.site(op.site)
+    site, options = graph.site(op.site), block_options(graph.site(op.site), op)
     existing = dict(model.named_parameters())
     inputs = list(batches) if batches is not None else [graph.example_inputs]
     for target in (model, *copies):
-        block = build_block(nearest_parameter(target, site.name), **block_options(site, op))
-        if site.norm:
+        block = make_block(target, site.name, options)
+        if isinstance(block, IdentityBlock) and site.norm:
             block.calibrate(*channel_statistics(target, [site], inputs)[site.name])
         place = target.get_submodule(site.name)
-        attach(place, block.train(place.training))
+        attach(place, block)
         change.on_rollback(lambda place=place: detach_last(place))  # type: ignore[misc]
-        if op.noise:
-            weight: Any = block.map.weight
+        for name in options.get("zeroed", ["map.weight"]) if op.noise else ():
+            weight: Any = block.get_parameter(name)
             with torch.no_grad():
                 weight += op.noise * torch.randn(weight.shape, generator=generator).to(weight)
         if target is not model:
             block.requires_grad_(False)
-    new = {name: p for name, p in model.named_parameters() if name not in existing}
+    new = {name: p for name, p in model.named_parameters() if name not in existing and p.requires_grad}
     add_parameters(optimizers, model, new, site.name, change)
-    return block_options(site, op)
+    return options

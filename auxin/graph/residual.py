@@ -1,0 +1,154 @@
+"""Modules that add something to their own input, and which of their parameters make that something zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from auxin.graph.naming import CONTAINERS, GROWN, LINEAR, NORMS, operator_name, stack
+from auxin.graph.values import Trace, Value
+
+MAPS = {*LINEAR, "addmm"}
+PRODUCTS = {"mul", "matmul", "mm", "bmm"}
+NORMS_WITH_SCALE = {
+    *NORMS, "layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm",
+}  # fmt: skip
+VIEWS = {
+    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "flatten", "unflatten", "squeeze", "unsqueeze",
+    "contiguous", "clone", "alias", "expand", "slice", "roll", "movedim",
+}  # fmt: skip
+KEEP_ZERO = {
+    *VIEWS, "dropout", "native_dropout", "feature_dropout", "relu", "relu6", "leaky_relu", "prelu", "elu", "selu",
+    "celu", "gelu", "silu", "mish", "tanh", "hardswish", "softsign", "div", "neg",
+}  # fmt: skip
+"""Operators that make zeros of zeros, whatever their other arguments are."""
+UNCHANGED = {"contiguous", "clone", "alias"}
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A module with y = x + f(x), or that followed by an activation which leaves its own outputs alone.
+
+    Attributes:
+        zeroed: Names of parameters within the module; with these at zero f is zero.
+        output: The node of y.
+    """
+
+    zeroed: tuple[str, ...]
+    output: torch.fx.Node
+
+
+def find_residuals(
+    trace: Trace, calls: Mapping[str, Mapping[str, list[torch.fx.Node]]], bare: Iterable[str]
+) -> dict[str, Residual]:
+    """Return the modules that are called once with a tensor x and return x + f(x), by path.
+
+    f ends in parameters of the module: in a norm or linear map, a scale of each channel, or a product with one. Several
+    such sums may follow each other, as attention and feed-forward do in a transformer's layer that normalises first. A
+    module made of a list of such modules, a whole stage, is left out for them. So are layers that know their number in
+    the model (``layer_idx``): a copy would share the number's entry in a cache.
+
+    Args:
+        trace: What propagation learnt.
+        calls: For each module path its calls, and the nodes of each.
+        bare: Paths of modules that return one tensor.
+
+    Returns:
+        For each path what was found.
+    """
+    frozen_model = not any(p.requires_grad for p in trace.model.parameters())
+    trainable = {name for name, p in trace.model.named_parameters() if p.requires_grad or frozen_model}
+    found: dict[str, Residual] = {}
+    for path in sorted(bare):
+        nodes = calls.get(path, {})
+        if not path or len(nodes) != 1 or f".{GROWN}." in f".{path}.":
+            continue
+        module = trace.model.get_submodule(path)
+        if isinstance(module, CONTAINERS) or any(hasattr(m, "layer_idx") for m in module.modules()):
+            continue
+        grown = f"{path}.{GROWN}."
+        own = [node for node in next(iter(nodes.values())) if not any(one.startswith(grown) for one in stack(node))]
+        one = _Search(trace, path, own, trainable).run()
+        if one is not None:
+            found[path] = one
+    lists = [path for path, module in trace.model.named_modules() if isinstance(module, CONTAINERS)]
+    made_of = {
+        path for path in found for inner in found for kept in lists
+        if inner.startswith(f"{kept}.") and kept.startswith(f"{path}.")
+    }  # fmt: skip
+    return {path: one for path, one in found.items() if path not in made_of}
+
+
+class _Search:
+    """Looks from a module's output back to its input."""
+
+    def __init__(self, trace: Trace, path: str, nodes: list[torch.fx.Node], trainable: set[str]) -> None:
+        self.trace, self.path, self.nodes, self.inside, self.trainable = trace, path, nodes, set(nodes), trainable
+        self.clamps: set[str] = set()
+
+    def run(self) -> Residual | None:
+        leaving = [node for node in self.nodes if any(user not in self.inside for user in node.users)]
+        if len(leaving) != 1:
+            return None
+        (output,) = leaving
+        # Inner activations must leave the output's values alone.
+        self.clamps = {"relu": {"relu"}, "relu6": {"relu", "relu6"}}.get(operator_name(output), set())
+        origin, zeroed = self._identity(output)
+        if origin is None or not zeroed or origin.meta["val"].shape != output.meta["val"].shape:
+            return None
+        names = tuple(dict.fromkeys(name.removeprefix(f"{self.path}.") for name in zeroed))
+        return Residual(names, output)
+
+    def _identity(self, node: torch.fx.Node) -> tuple[torch.fx.Node | None, list[str]]:
+        """Return the node outside that this one equals once some parameters are zero, and these; or None."""
+        if node not in self.inside:
+            value = self.trace.values.get(node)
+            entered = isinstance(value, Value) and not value.pure and isinstance(node.meta.get("val"), torch.Tensor)
+            return (node if entered else None), []
+        name = operator_name(node)
+        if name in UNCHANGED or name in self.clamps:
+            return self._identity(node.args[0])  # type: ignore[arg-type]
+        if name == "add" and not node.kwargs and all(isinstance(arg, torch.fx.Node) for arg in node.args):
+            first, second = node.args
+            for skip, branch in ((first, second), (second, first)):
+                origin, zeroed = self._identity(skip)  # type: ignore[arg-type]
+                ends = self._zero(branch) if origin is not None else None
+                if ends is not None:
+                    return origin, [*zeroed, *ends]
+        return None, []
+
+    def _zero(self, node: object) -> list[str] | None:
+        """Return parameters of the module that make a node zero once they are; None if there are none."""
+        if not isinstance(node, torch.fx.Node) or node not in self.inside:
+            return None
+        name, tensors = operator_name(node), [arg for arg in node.args if isinstance(arg, torch.fx.Node)]
+        if name in MAPS | NORMS_WITH_SCALE:
+            x = node.args[1] if name == "addmm" else node.args[0]
+            learnt = [arg for arg in tensors if arg is not x and not self._buffer(arg)]
+            ends = [end for arg in learnt if (end := self._parameter(arg))]
+            return ends if ends and len(ends) == len(learnt) else None
+        if name in PRODUCTS:
+            scales = [end for arg in tensors if (end := self._parameter(arg))]
+            if scales:
+                return scales[:1]
+            return next((found for arg in tensors if (found := self._zero(arg)) is not None), None)
+        if name == "add":
+            both = [self._zero(arg) for arg in tensors]
+            return None if len(both) < 2 or None in both else [end for ends in both for end in ends or ()]
+        return self._zero(node.args[0]) if name in KEEP_ZERO else None
+
+    def _parameter(self, node: torch.fx.Node) -> str | None:
+        """Return the parameter of the module that a node is, or is a view of, if it is trained."""
+        while operator_name(node) in VIEWS and isinstance(node.args[0], torch.fx.Node):
+            node = node.args[0]
+        name = self._name(node)
+        return name if name in self.trainable and name.startswith(f"{self.path}.") else None
+
+    def _buffer(self, node: torch.fx.Node) -> bool:
+        return self._name(node) in dict(self.trace.model.named_buffers())
+
+    def _name(self, node: torch.fx.Node) -> str:
+        value = self.trace.values.get(node)
+        return value.sources[0][0] if node.op == "placeholder" and isinstance(value, Value) and value.pure else ""

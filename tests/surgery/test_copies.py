@@ -1,0 +1,222 @@
+"""Copies of residual blocks: what trains them, what a replay makes of them, and how they are called."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import auxin
+from auxin.errors import ConfigError, GrowthError
+from auxin.models.resnet import ResNet20
+from auxin.models.vit import ViT
+from auxin.surgery import apply
+from auxin.types import Deepen, GrowthPlan, Widen
+from tests.cases import randomise
+
+IMAGES = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+
+
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(ResNet20(width=4, blocks=(2, 1, 1)).double())
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(ViT(dim=8, depth=2, heads=2, image_size=16).double())
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) -> None:
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(IMAGES).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("build, site, stay", [(resnet, "stage1.1", "conv1"), (vit, "blocks.0", "up")])
+def test_a_copy_is_trained_all_of_it(build, site, stay):
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer)
+    before, names = model.eval()(IMAGES), [name for name, _ in model.named_parameters()]
+    event = auxin.deepen(model, site, graph=auxin.trace(model, IMAGES), optimizer=optimizer)
+    assert event.max_change < 1e-10 and torch.allclose(model.eval()(IMAGES), before, rtol=0, atol=1e-10)
+    assert [name for name, _ in model.named_parameters() if ".grown." not in name] == names
+    block = model.get_submodule(site).grown[0]
+    assert type(block) is type(model.get_submodule(site))
+    old = {name: p.detach().clone() for name, p in block.named_parameters()}
+    assert torch.equal(old[f"{stay}.weight"], model.get_submodule(site).get_parameter(f"{stay}.weight"))
+    train(model, optimizer)  # the zeros move first, and then what lies before them
+    frozen = [name for name, p in block.named_parameters() if torch.equal(p, old[name])]
+    assert not frozen
+
+
+def test_a_copy_has_the_width_of_its_block_and_grows_with_it():
+    model = resnet()
+    graph = auxin.trace(model, IMAGES)
+    auxin.widen(model, "stage1.1.conv1", 3, graph=graph)
+    auxin.deepen(model, "stage1.1", graph=graph)
+    assert model.stage1[1].grown[0].conv1.weight.shape == (7, 4, 3, 3)
+    auxin.widen(model, "stage1.1.grown.0.conv1", 2, graph=graph)  # its hidden channels are its own
+    assert model.stage1[1].grown[0].conv1.out_channels == 9 and model.stage1[1].conv1.out_channels == 7
+    event = auxin.widen(model, "conv1", 1, graph=graph)  # the stream is shared
+    assert event.max_change < 1e-10 and model.stage1[1].grown[0].conv1.in_channels == 5
+
+
+def test_a_copy_of_a_grown_block_leaves_out_what_follows_it():
+    model = resnet()
+    graph = auxin.trace(model, IMAGES)
+    for number in range(1, 4):
+        event = auxin.deepen(model, "stage1.1", graph=graph)
+        assert (event.changes[0].before, event.changes[0].after) == (number - 1, number)
+    grown = model.stage1[1].grown
+    assert len(grown) == 3 and not any("grown" in name for name, _ in grown.named_modules())
+    assert not any(block._forward_hooks for block in grown)
+
+
+def test_plain_blocks_and_copies_follow_each_other():
+    model = resnet()
+    graph = auxin.trace(model, IMAGES)
+    before = model.eval()(IMAGES)
+    auxin.deepen(model, "stage1.1", graph=graph)
+    auxin.deepen(model, "stage1.1", graph=graph, copy=False, batches=[IMAGES])
+    auxin.deepen(model, "stage1.1", graph=graph, copy=True)
+    kinds = [type(block).__name__ for block in model.stage1[1].grown]
+    assert kinds == ["BasicBlock", "IdentityBlock", "BasicBlock"]
+    assert torch.allclose(model.eval()(IMAGES), before, atol=1e-10)
+
+
+PLANS = [
+    (resnet, (Widen("stage1.1.conv1", 2), Deepen("stage1.1"), Widen("stage1.1.conv1", 1), Deepen("stage1.1"))),
+    (resnet, (Deepen("stage1.0"), Widen("conv1", 2), Deepen("stage1.1"))),
+    (vit, (Widen("blocks.1.attention.qkv[heads]", 1), Deepen("blocks.1"), Deepen("blocks.0"))),
+]
+
+
+@pytest.mark.parametrize("build, operations", PLANS)
+def test_a_replay_makes_the_same_copies(build, operations):
+    model = build()
+    graph, history = auxin.trace(model, IMAGES), auxin.History()
+    optimizer = torch.optim.Adam(model.parameters())
+    train(model, optimizer)
+    history.append(apply(GrowthPlan("hand", operations), model, graph, optimizer=optimizer))
+    train(model, optimizer)
+    fresh = build()
+    other = torch.optim.Adam(fresh.parameters())
+    auxin.History.from_json(history.to_json()).replay(fresh, other)
+    fresh.load_state_dict(model.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # or they would share its tensors
+    assert torch.equal(fresh.eval()(IMAGES), model.eval()(IMAGES))
+    train(fresh, other)
+    train(model, optimizer)
+    assert torch.equal(fresh.eval()(IMAGES), model.eval()(IMAGES))
+
+
+def test_averaged_weights_get_a_copy_of_their_own():
+    model = resnet()
+    ema = torch.optim.swa_utils.AveragedModel(model)
+    randomise(ema.module, seed=3)
+    before = ema(IMAGES)
+    auxin.deepen(model, "stage1.1", graph=auxin.trace(model, IMAGES), ema=[ema])
+    assert torch.allclose(ema(IMAGES), before, atol=1e-10)
+    average = ema.module.stage1[1]
+    assert torch.equal(average.grown[0].conv1.weight, average.conv1.weight)
+    assert not torch.equal(average.conv1.weight, model.stage1[1].conv1.weight)
+
+
+def test_a_failed_event_leaves_no_copy_behind():
+    model = resnet()
+    graph = auxin.trace(model, IMAGES)
+    before, text = copy.deepcopy(model.state_dict()), str(graph)
+    with pytest.raises(ConfigError):
+        apply(GrowthPlan("hand", (Deepen("stage1.1"), Deepen("nowhere"))), model, graph)
+    assert list(before) == list(model.state_dict()) and not model.stage1[1]._forward_hooks
+    assert not model.stage1[1]._forward_hooks_with_kwargs and str(graph) == text
+
+
+class Conditioned(nn.Module):
+    """A residual block that takes a condition, a flag, or its input by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.condition = nn.Linear(6, 6), nn.Linear(3, 6)
+
+    def forward(self, x: Tensor, c: Tensor, *, double: bool = False) -> Tensor:
+        y = self.map(torch.relu(x + self.condition(c)))
+        return x + (2 * y if double else y)
+
+
+class Model(nn.Module):
+    def __init__(self, call) -> None:
+        super().__init__()
+        self.stem, self.block, self.head, self.call = nn.Linear(4, 6), Conditioned(), nn.Linear(6, 2), call
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.head(self.call(self.block, self.stem(x), c))
+
+
+CALLS = {
+    "by place": lambda block, x, c: block(x, c),
+    "with a flag": lambda block, x, c: block(x, c, double=True),
+    "by name": lambda block, x, c: block(x=x, c=c),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_copy_is_called_as_its_block(name):
+    model, inputs = Model(CALLS[name]).double(), (torch.randn(5, 4).double(), torch.randn(5, 3).double())
+    before = model(*inputs)
+    auxin.deepen(model, "block", graph=auxin.trace(model, inputs))
+    assert torch.allclose(model(*inputs), before, atol=1e-12)
+    nn.init.normal_(model.block.grown[0].map.weight)
+    x, c = model.stem(inputs[0]), inputs[1]
+    by_hand = copy.deepcopy(model.block)
+    by_hand._forward_hooks.clear()
+    flag = {"double": True} if name == "with a flag" else {}
+    expected = model.head(model.block.grown[0](by_hand(x, c, **flag), c, **flag))
+    assert torch.allclose(model(*inputs), expected, atol=1e-12) and not torch.allclose(expected, before)
+
+
+def test_a_block_that_gets_its_stream_second_is_refused_with_nothing_changed():
+    class Swapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(6, 6)
+
+        def forward(self, c: Tensor, x: Tensor) -> Tensor:
+            return x + self.map(c)
+
+    model, inputs = Model(lambda block, x, c: block(2 * x, x)), (torch.randn(5, 4), torch.randn(5, 3))
+    model.block = Swapped()
+    with pytest.raises(GrowthError, match="as they were"):
+        auxin.deepen(model, "block", graph=auxin.trace(model, inputs))
+    assert not model.block._forward_hooks
+
+
+def test_noise_moves_the_zeros():
+    model = resnet()
+    event = auxin.deepen(model, "stage1.1", graph=auxin.trace(model, IMAGES), noise=0.1, seed=1)
+    block = model.stage1[1].grown[0]
+    assert event.max_change > 1e-4 and 0.02 < block.bn2.weight.std().item() < 0.5
+    assert torch.equal(block.conv2.weight, model.stage1[1].conv2.weight)
+
+
+def test_what_does_not_fit_is_one_sentence():
+    model = resnet()
+    graph = auxin.trace(model, IMAGES)
+    with pytest.raises(ConfigError, match=r"'stage1\.1\.act1' is no residual block"):
+        auxin.deepen(model, "stage1.1.act1", graph=graph, copy=True)
+    with pytest.raises(ConfigError, match=r"No activation ends 'stage1\.1', so only a copy"):
+        auxin.deepen(model, "stage1.1", graph=graph, copy=False)
+
+
+def test_a_plan_deepens_a_resnet_by_its_blocks():
+    model = resnet()
+    plan = auxin.planned([{"after": 1, "deepen": {r"stage1\.\d": 2}}])
+    grower = auxin.Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), IMAGES, trigger=plan)
+    assert "copy of the residual block" in str(grower.graph)
+    event = grower.step(0, loader=[IMAGES])
+    assert event is not None and event.max_change < 1e-10
+    assert [len(block.grown) for block in model.stage1] == [2, 2]
