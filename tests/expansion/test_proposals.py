@@ -115,6 +115,20 @@ def test_models_of_the_library(name: str) -> None:
         assert [op.by for p in blocks[3:] for op in p.plan.operations] == [3, 3, 3]
 
 
+def test_copies_of_residual_blocks_are_not_proposed() -> None:
+    graph = auxin.trace(model := resnet20(width=2).double(), images(4).inputs)
+    copied = {site.name for site in graph.sites if site.zeroed}
+    proposed = {p.name: p.plan.operations[0] for p in make_proposals(model, graph, widen=0)}
+    assert copied and not copied & proposed.keys()
+    assert len(proposed) == len(graph.sites) - len(copied)
+    auxin.deepen(model, "stage1.0", graph=graph)  # ends in an activation, after which a plain block fits too
+    (op,) = (p.plan.operations[0] for p in make_proposals(model, graph, widen=0) if p.name == "stage1.0")
+    before = len(graph.sites)
+    auxin.deepen(model, "stage1.0", graph=graph, copy=op.copy)
+    assert [type(block).__name__ for block in model.stage1[0].grown] == ["BasicBlock", "IdentityBlock"]
+    assert len(graph.sites) == before
+
+
 ZOO = (
     "residual", "channel_shuffle", "grouped", "group_norm", "squeeze_excite", "conv1d",
     "grouped_query_sdpa", "raw_parameters", "two_in_two_out", "called_twice", "token_batch_norm", "hf_llama",

@@ -155,7 +155,7 @@ def test_whole_groups_of_a_group_norm_grow_exactly():
     assert event.max_change < 1e-5
 
 
-@pytest.mark.parametrize(("make", "groups", "sites"), [(vgg16, 13, 13), (mobilenet_v1, 14, 27), (resnet20, 12, 19)])
+@pytest.mark.parametrize(("make", "groups", "sites"), [(vgg16, 13, 13), (mobilenet_v1, 14, 27), (resnet20, 12, 26)])
 def test_the_models_of_the_library_can_grow_everywhere(make, groups, sites):
     graph = auxin.trace(make(), torch.randn(2, 3, 32, 32))
     assert len(graph.growable()) == groups

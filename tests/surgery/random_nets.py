@@ -65,8 +65,8 @@ def _image_layer(name: str, a: int, b: int, width: int) -> tuple[nn.Module, int]
     if name == "conv":
         return nn.Sequential(nn.Conv2d(width, a, 3, padding=1, bias=False), nn.BatchNorm2d(a), nn.SiLU()), a
     if name == "residual":
-        parts = {"up": nn.Conv2d(width, a, 1), "norm": nn.BatchNorm2d(a), "down": nn.Conv2d(a, width, 3, padding=1)}
-        return nn.ModuleDict(parts), width
+        branch = [nn.Conv2d(width, a, 1), nn.BatchNorm2d(a), nn.SiLU(), nn.Conv2d(a, width, 3, padding=1)]
+        return Residual(*branch, activation=nn.ReLU() if b % 2 else nn.Identity()), width
     if name == "concat":
         return nn.Sequential(nn.BatchNorm2d(width), nn.SiLU(), nn.Conv2d(width, a, 3, padding=1)), width + a
     if name == "depthwise":
@@ -94,8 +94,6 @@ def _image_layer(name: str, a: int, b: int, width: int) -> tuple[nn.Module, int]
 
 
 def _run_image(name: str, layer: Any, x: Tensor) -> Tensor:
-    if name == "residual":
-        return x + layer["down"](F.silu(layer["norm"](layer["up"](x))))
     if name == "concat":
         return torch.cat([x, layer(x)], 1)
     if name == "depthwise":
@@ -113,6 +111,17 @@ def _run_image(name: str, layer: Any, x: Tensor) -> Tensor:
     return layer(x)
 
 
+class Residual(nn.Module):
+    """A residual block: activation(x + branch(x))."""
+
+    def __init__(self, *branch: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.branch, self.activation = nn.Sequential(*branch), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x + self.branch(x))
+
+
 class SequenceNet(nn.Module):
     """A residual stream with MLPs, gated MLPs and attention, under one of three norms or none."""
 
@@ -122,18 +131,16 @@ class SequenceNet(nn.Module):
         width = net.width
         self.embed = nn.Linear(5, width)
         self.position = nn.Parameter(torch.zeros(1, 4, width))
-        self.norms = nn.ModuleList()
         self.layers = nn.ModuleList()
         for name, a, b in net.operators:
             norm = {"layer_norm": nn.LayerNorm, "rms_norm": RMSNorm}.get(net.end, lambda _: nn.Identity())
-            self.norms.append(norm(width))
-            self.layers.append(_sequence_layer(name, a, b, width))
+            self.layers.append(Residual(norm(width), _sequence_layer(name, a, b, width), activation=nn.Identity()))
         self.last = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x) + self.position
-        for norm, layer in zip(self.norms, self.layers, strict=True):
-            x = x + layer(norm(x))
+        for layer in self.layers:
+            x = layer(x)
         return self.last(x)
 
 

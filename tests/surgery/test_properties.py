@@ -181,3 +181,20 @@ def test_width_and_depth_in_any_order_preserve_the_function(net: Net, plan: list
     auxin.History.from_json(json.loads(json.dumps(history.to_json()))).replay(fresh)
     fresh.load_state_dict(copy.deepcopy(model.state_dict()))
     assert torch.equal(output(fresh, inputs), output(model, inputs))
+
+
+@examples(30)
+@given(net=known_nets, plan=steps)
+def test_copies_of_residual_blocks_preserve_the_function_and_grow(net: Net, plan: list[Step]) -> None:
+    model, inputs = net.build().double(), net.inputs(torch.float64)
+    graph = auxin.trace(model, inputs)
+    blocks = [site.name for site in graph.sites if site.zeroed]
+    assume(blocks)
+    before, trained = output(model, inputs), output(model, inputs, train=True)
+    for name in blocks:
+        auxin.deepen(model, name, graph=graph)
+    assert distance(before, output(model, inputs)) < 1e-10
+    assert distance(trained, output(model, inputs, train=True)) < 1e-10
+    for step in plan[:2]:
+        grow(model, graph, step)
+    assert distance(before, output(model, inputs)) < 1e-9
