@@ -86,6 +86,7 @@ class _Search:
 
     def __init__(self, trace: Trace, path: str, nodes: list[torch.fx.Node], trainable: set[str]) -> None:
         self.trace, self.path, self.nodes, self.inside, self.trainable = trace, path, nodes, set(nodes), trainable
+        self.buffers = {name for name, _ in trace.model.named_buffers()}
         self.clamps: set[str] = set()
 
     def run(self) -> Residual | None:
@@ -126,7 +127,7 @@ class _Search:
         name, tensors = operator_name(node), [arg for arg in node.args if isinstance(arg, torch.fx.Node)]
         if name in MAPS | NORMS_WITH_SCALE:
             x = node.args[1] if name == "addmm" else node.args[0]
-            learnt = [arg for arg in tensors if arg is not x and not self._buffer(arg)]
+            learnt = [arg for arg in tensors if arg is not x and self._name(arg) not in self.buffers]
             ends = [end for arg in learnt if (end := self._parameter(arg))]
             return ends if ends and len(ends) == len(learnt) else None
         if name in PRODUCTS:
@@ -145,9 +146,6 @@ class _Search:
             node = node.args[0]
         name = self._name(node)
         return name if name in self.trainable and name.startswith(f"{self.path}.") else None
-
-    def _buffer(self, node: torch.fx.Node) -> bool:
-        return self._name(node) in dict(self.trace.model.named_buffers())
 
     def _name(self, node: torch.fx.Node) -> str:
         value = self.trace.values.get(node)

@@ -220,3 +220,47 @@ def test_a_plan_deepens_a_resnet_by_its_blocks():
     event = grower.step(0, loader=[IMAGES])
     assert event is not None and event.max_change < 1e-10
     assert [len(block.grown) for block in model.stage1] == [2, 2]
+
+
+class Decoder(nn.Module):
+    """PyTorch's own layers, called with masks by name and with a memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        options = {"d_model": 16, "nhead": 4, "dim_feedforward": 24, "batch_first": True, "norm_first": True}
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(**options), 2, enable_nested_tensor=False)
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(**options), 2)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=target.dtype)
+        return self.head(self.decoder(target, self.encoder(source), tgt_mask=mask, tgt_is_causal=True))
+
+
+def test_layers_of_torch_that_normalise_first_are_copied_with_their_masks():
+    torch.manual_seed(0)
+    model, inputs = Decoder().double(), (torch.randn(2, 5, 16).double(), torch.randn(2, 4, 16).double())
+    graph = auxin.trace(model, inputs)
+    names = [site.name for site in graph.sites if site.zeroed]
+    assert names == [f"{part}.layers.{k}" for part in ("encoder", "decoder") for k in range(2)]
+    before = model.eval()(*inputs)
+    for name in names:
+        assert auxin.deepen(model, name, graph=graph, noise=0.0).max_change < 1e-10
+    for name in names:
+        nn.init.normal_(model.get_submodule(name).grown[0].linear2.weight)
+    after = model(*inputs)
+    assert not torch.allclose(after, before)
+    changed = inputs[1].clone()
+    changed[:, -1] += 1
+    assert torch.allclose(model(inputs[0], changed)[:, :-1], after[:, :-1], atol=1e-10)  # the copies are causal too
+
+
+def test_a_compiled_model_runs_its_copies():
+    model = resnet().eval()
+    compiled = torch.compile(model, backend="eager")
+    before = compiled(IMAGES)
+    auxin.deepen(compiled, "stage1.1", graph=auxin.trace(model, IMAGES))
+    assert torch.allclose(compiled(IMAGES), before, atol=1e-10)
+    nn.init.ones_(model.stage1[1].grown[0].bn2.weight)
+    assert torch.allclose(compiled(IMAGES), model(IMAGES), atol=1e-10)
+    assert not torch.allclose(compiled(IMAGES), before)
