@@ -60,6 +60,7 @@ def find_residuals(
     """
     frozen_model = not any(p.requires_grad for p in trace.model.parameters())
     trainable = {name for name, p in trace.model.named_parameters() if p.requires_grad or frozen_model}
+    buffers = {name for name, _ in trace.model.named_buffers()}
     found: dict[str, Residual] = {}
     for path in sorted(bare):
         nodes = calls.get(path, {})
@@ -70,7 +71,7 @@ def find_residuals(
             continue
         grown = f"{path}.{GROWN}."
         own = [node for node in next(iter(nodes.values())) if not any(one.startswith(grown) for one in stack(node))]
-        one = _Search(trace, path, own, trainable).run()
+        one = _Search(trace, path, own, trainable, buffers).run()
         if one is not None:
             found[path] = one
     lists = [path for path, module in trace.model.named_modules() if isinstance(module, CONTAINERS)]
@@ -84,9 +85,11 @@ def find_residuals(
 class _Search:
     """Looks from a module's output back to its input."""
 
-    def __init__(self, trace: Trace, path: str, nodes: list[torch.fx.Node], trainable: set[str]) -> None:
-        self.trace, self.path, self.nodes, self.inside, self.trainable = trace, path, nodes, set(nodes), trainable
-        self.buffers = {name for name, _ in trace.model.named_buffers()}
+    def __init__(
+        self, trace: Trace, path: str, nodes: list[torch.fx.Node], trainable: set[str], buffers: set[str]
+    ) -> None:
+        self.trace, self.path, self.nodes, self.inside = trace, path, nodes, set(nodes)
+        self.trainable, self.buffers = trainable, buffers
         self.clamps: set[str] = set()
 
     def run(self) -> Residual | None:
