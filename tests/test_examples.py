@@ -15,7 +15,7 @@ def test_plain_loop(capsys):
     assert "random: 0 4→6" in capsys.readouterr().out
 
 
-def test_transformer_heads(capsys):
-    change = runpy.run_path(str(EXAMPLES / "transformer_heads.py"))["main"]()
+def test_transformer(capsys):
+    change = runpy.run_path(str(EXAMPLES / "transformer.py"))["main"]()
     assert change < 1e-5
-    assert "heads: [5, 5]" in capsys.readouterr().out
+    assert "heads of each layer: [5, 5, 5, 5]" in capsys.readouterr().out

@@ -1,8 +1,8 @@
-"""Give a transformer more attention heads and a wider feed-forward block, save it, and load it without pickle.
+"""Give a transformer more heads, wider feed-forward blocks and more layers, save it, and load it without pickle.
 
 The model is an ordinary one written for this file; nothing in it knows auxin.
 
-Run: python examples/transformer_heads.py        (torch, auxin and safetensors only; a few seconds)
+Run: python examples/transformer.py        (torch, auxin and safetensors only; a few seconds)
 """
 
 import json
@@ -55,8 +55,13 @@ def main() -> float:
         event = auxin.widen(model, group, by, graph=graph, method="net2net")
         history.append(event)
         print(event)
+    for site in [site for site in graph.sites if site.zeroed]:  # residual blocks: a copy that adds nothing yet
+        event = auxin.deepen(model, site, graph=graph)
+        history.append(event)
+        print(event)
     change = float((model(x) - before).detach().abs().max())
-    print(f"heads: {[block.num_heads for block in model.blocks]}, max |Δ output| {change:.1e}")
+    heads = [module.num_heads for module in model.modules() if isinstance(module, Block)]
+    print(f"heads of each layer: {heads}, max |Δ output| {change:.1e}")
 
     with tempfile.TemporaryDirectory() as folder:
         save_file(model.state_dict(), Path(folder) / "model.safetensors")
