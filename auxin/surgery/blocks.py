@@ -132,6 +132,8 @@ def copy_block(host: nn.Module, zeroed: Iterable[str]) -> nn.Module:
     block = copied(host)
     if GROWN in block._modules:
         _remove(block)
+    for parameter in block.parameters():
+        parameter.grad = None
     with torch.no_grad():
         for name in zeroed:
             block.get_parameter(name).zero_()
@@ -147,15 +149,12 @@ def make_block(model: nn.Module, path: str, options: Mapping[str, Any]) -> nn.Mo
         options: ``zeroed``, or the keyword arguments of ``IdentityBlock``.
 
     Returns:
-        The block, in the module's mode.
+        The block, in the module's mode; in a copy each part keeps that of its original.
     """
     host = model.get_submodule(path)
-    block: nn.Module
     if "zeroed" in options:
-        block = copy_block(host, options["zeroed"])
-    else:
-        block = build_block(nearest_parameter(model, path), **options)
-    return block.train(host.training)
+        return copy_block(host, options["zeroed"])
+    return build_block(nearest_parameter(model, path), **options).train(host.training)
 
 
 def run_grown(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:

@@ -264,3 +264,14 @@ def test_a_compiled_model_runs_its_copies():
     nn.init.ones_(model.stage1[1].grown[0].bn2.weight)
     assert torch.allclose(compiled(IMAGES), model(IMAGES), atol=1e-10)
     assert not torch.allclose(compiled(IMAGES), before)
+
+
+def test_a_copy_keeps_the_modes_of_its_parts_and_no_gradients():
+    model = resnet().train()
+    model.stage1[1].bn1.eval()
+    model(IMAGES).square().mean().backward()
+    auxin.deepen(model, "stage1.1", graph=auxin.trace(model, IMAGES))
+    block = model.stage1[1].grown[0]
+    assert block.training and block.bn2.training and not block.bn1.training
+    assert all(p.grad is None for p in block.parameters())
+    assert all(p.grad is not None for p in model.stage1[0].parameters())
