@@ -20,6 +20,8 @@ same for any model.
 
 Resume: ``History``, replayed on a fresh base model and its optimizer, gives them the grown shape.
 
+Hand on: ``unnest`` makes inserted layers ordinary entries of the model's lists.
+
 Errors derive from ``AuxinError``. The command line is ``auxin``, or ``python -m auxin``.
 """
 
@@ -33,7 +35,7 @@ from auxin.methods import METHODS
 from auxin.once import deepen, widen
 from auxin.planned import Planned as planned
 from auxin.similarity import Similarity
-from auxin.surgery import History
+from auxin.surgery import History, unnest
 from auxin.triggers import every, plateau
 from auxin.types import Deepen, Event, GrowthPlan, Widen
 
@@ -59,5 +61,6 @@ __all__ = [
     "ratio",
     "similarity",
     "trace",
+    "unnest",
     "widen",
 ]

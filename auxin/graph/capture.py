@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -48,6 +48,20 @@ def tensors_of(output: Any) -> list[Tensor]:
     return found
 
 
+@torch.no_grad()
+def outputs_of(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
+    """Return the tensors of a model's output in eval mode.
+
+    Args:
+        model: The model.
+        inputs: Positional and keyword arguments; they stay as they are.
+    """
+    args, kwargs = clone_tensors(inputs)
+    # A compiled forward does not know what has been inserted since.
+    with evaluation(model), torch.compiler.set_stance("force_eager"):
+        return tensors_of(model(*args, **kwargs))
+
+
 def repeats(tensor: Tensor, dim: int) -> bool:
     """Return whether a tensor is the same at every index of a dimension."""
     return bool((tensor == tensor.narrow(dim, 0, 1)).all())
@@ -64,11 +78,16 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model, also of one that keeps an activation as an attribute."""
+def copied(model: nn.Module, shared: Iterable[Any] = ()) -> nn.Module:
+    """Return a deep copy of a model, also of one that keeps an activation as an attribute.
+
+    Args:
+        model: The model.
+        shared: Objects within it that the copy shall use too.
+    """
     kept = [tensor for module in model.modules() for tensor in pytree.tree_leaves(list(vars(module).values()))]
     detached = {id(tensor): tensor.detach() for tensor in kept if isinstance(tensor, Tensor) and not tensor.is_leaf}
-    return copy.deepcopy(model, detached)
+    return copy.deepcopy(model, {**detached, **{id(one): one for one in shared}})
 
 
 @contextmanager
@@ -117,6 +136,19 @@ def _empty_caches(model: nn.Module) -> list[tuple[dict[Any, Tensor], dict[Any, T
 
 
 @contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Take back at the end what running a model did to its buffers, but for those with another shape by then."""
+    saved = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            old = saved.get(name)
+            if old is not None and old.shape == buffer.shape and not torch.equal(buffer, old):
+                buffer.data.copy_(old)
+
+
+@contextmanager
 def _without_tf32() -> Iterator[None]:
     # The names that torch.export reads too: it refuses to run after a mixture of them and the newer fp32_precision.
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -160,7 +192,6 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("A ScriptModule cannot grow: its code is fixed. Grow the Python module that it was made from.")
     args, kwargs = clone_tensors(normalise_inputs(example_inputs))
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     paths: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
@@ -181,7 +212,7 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
 
     hooks = [nn.modules.module.register_module_forward_hook(note), model.register_forward_hook(only_tensors)]
     try:
-        with evaluation(model), quiet_export(), no_mask_detection():
+        with kept_buffers(model), evaluation(model), quiet_export(), no_mask_detection():
             program = torch.export.export(model, args, kwargs or None, strict=False)
     except TraceError:
         raise
@@ -194,9 +225,6 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
     finally:
         for hook in hooks:
             hook.remove()
-        for name, buffer in model.named_buffers():
-            if name in buffers and not torch.equal(buffer, buffers[name]):
-                buffer.data.copy_(buffers[name])
     signature = program.graph_signature
     first_name: dict[int, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

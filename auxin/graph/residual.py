@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from auxin.graph.naming import CONTAINERS, GROWN, LINEAR, NORMS, operator_name, stack
+from auxin.graph.numbers import can_number_copies
 from auxin.graph.values import Trace, Value
 
 MAPS = {*LINEAR, "addmm"}
-PRODUCTS = {"mul", "matmul", "mm", "bmm"}
+PRODUCTS = {"mul", "matmul", "mm", "bmm", "grouped_mm", "_grouped_mm", "grouped_mm_fallback"}
 NORMS_WITH_SCALE = {
     *NORMS, "layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm",
 }  # fmt: skip
@@ -21,10 +22,22 @@ VIEWS = {
 }  # fmt: skip
 KEEP_ZERO = {
     *VIEWS, "dropout", "native_dropout", "feature_dropout", "relu", "relu6", "leaky_relu", "prelu", "elu", "selu",
-    "celu", "gelu", "silu", "mish", "tanh", "hardswish", "softsign", "div", "neg",
+    "celu", "gelu", "silu", "mish", "tanh", "hardswish", "softsign", "div", "neg", "to", "_to_copy", "sum", "index",
 }  # fmt: skip
 """Operators that make zeros of zeros, whatever their other arguments are."""
-UNCHANGED = {"contiguous", "clone", "alias"}
+UNCHANGED = {
+    "contiguous",
+    "clone",
+    "alias",
+    "to",
+    "_to_copy",
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unflatten",
+}
+"""Operators that leave the numbers and their order alone, unless they change the type."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ def find_residuals(
     f ends in parameters of the module: in a norm or linear map, a scale of each channel, or a product with one. Several
     such sums may follow each other, as attention and feed-forward do in a transformer's layer that normalises first. A
     module made of a list of such modules, a whole stage, is left out for them. So are layers that know their number in
-    the model (``layer_idx``): a copy would share the number's entry in a cache.
+    the model (``layer_idx``) where a copy cannot get one of its own: it would share the number's entry in a cache.
 
     Args:
         trace: What propagation learnt.
@@ -67,7 +80,7 @@ def find_residuals(
         if not path or len(nodes) != 1 or f".{GROWN}." in f".{path}.":
             continue
         module = trace.model.get_submodule(path)
-        if isinstance(module, CONTAINERS) or any(hasattr(m, "layer_idx") for m in module.modules()):
+        if isinstance(module, CONTAINERS) or not can_number_copies(trace.model, path):
             continue
         grown = f"{path}.{GROWN}."
         own = [node for node in next(iter(nodes.values())) if not any(one.startswith(grown) for one in stack(node))]
@@ -113,7 +126,8 @@ class _Search:
             return (node if entered else None), []
         name = operator_name(node)
         if name in UNCHANGED or name in self.clamps:
-            return self._identity(node.args[0])  # type: ignore[arg-type]
+            before: torch.fx.Node = node.args[0]  # type: ignore[assignment]
+            return self._identity(before) if before.meta["val"].dtype == node.meta["val"].dtype else (None, [])
         if name == "add" and not node.kwargs and all(isinstance(arg, torch.fx.Node) for arg in node.args):
             first, second = node.args
             for skip, branch in ((first, second), (second, first)):

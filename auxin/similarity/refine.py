@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from auxin.errors import ConfigError
 from auxin.graph import Graph
-from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs, unwrap
+from auxin.graph.capture import normalise_inputs, outputs_of, unwrap
 from auxin.similarity.averages import followed, inner
 from auxin.similarity.distribution import of_histogram
 from auxin.similarity.layers import Layer, find_layers, grown_units, masks
@@ -315,10 +314,5 @@ def _measure(start: Tensor, end: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(columns, 1).double(), torch.stack([of_histogram(maps), of_histogram(maps_after)], 1)
 
 
-@torch.no_grad()
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    args, kwargs = clone_tensors(normalise_inputs(inputs))
-    with evaluation(model):
-        output = model(*args, **kwargs)
-    leaves = pytree.tree_leaves(output)
-    return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [one.double() for one in outputs_of(model, normalise_inputs(inputs)) if one.is_floating_point()]

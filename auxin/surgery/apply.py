@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from auxin.errors import AuxinError, ConfigError, GrowthError
 from auxin.graph import Graph, trace
 from auxin.graph.axes import Atom
-from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs, tensors_of, unwrap
+from auxin.graph.capture import clone_tensors, evaluation, kept_buffers, normalise_inputs, outputs_of, unwrap
 from auxin.surgery.blocks import GROWN
 from auxin.surgery.configs import config_sizes, update_configs
 from auxin.surgery.deepen import check_deepen, deepen_model
@@ -76,7 +76,7 @@ def apply(
     exact = plan.preserves and not allow_inexact
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     inputs = clone_tensors(normalise_inputs(graph.example_inputs), _device(model))
-    before = _outputs(model, inputs)
+    before = outputs_of(model, inputs)
     trains = _training_error(model, inputs) is None
     parameters, flops = graph.num_parameters(), graph.flops()
     change = Transaction()
@@ -185,7 +185,7 @@ class _Work:
         """Return the grown model's outputs; sizes that the trace could not see follow on the way."""
         while True:
             try:
-                return _outputs(self.model, inputs)
+                return outputs_of(self.model, inputs)
             except Exception as error:
                 found = missed_size(error, self.model, self.graph, self.before)
                 if found is None:
@@ -219,29 +219,19 @@ def as_list(optimizer: Any) -> list[Optimizer]:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
-    args, kwargs = clone_tensors(inputs)
-    # A compiled forward does not know what has been inserted since.
-    with evaluation(model), torch.compiler.set_stance("force_eager"):
-        output = model(*args, **kwargs)
-    return tensors_of(output)
-
-
-@torch.no_grad()
 def _training_error(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Exception | None:
     """Return the error of a forward in training mode, which may use layers that the one in eval mode does not."""
     args, kwargs = clone_tensors(inputs)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        with evaluation(model), torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        with (
+            kept_buffers(model), evaluation(model), torch.compiler.set_stance("force_eager"), warnings.catch_warnings()
+        ):  # fmt: skip
             warnings.simplefilter("ignore")  # for example of checkpointed activations without gradients
             for module in model.modules():
                 module.training = True
             model(*args, **kwargs)
     except Exception as error:
         return error
-    finally:
-        _restore_buffers(model, buffers)
     return None
 
 

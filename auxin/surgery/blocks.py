@@ -129,9 +129,10 @@ def build_block(like: Tensor, **options: Any) -> IdentityBlock:
 
 def copy_block(host: nn.Module, zeroed: Iterable[str]) -> nn.Module:
     """Return a copy of a residual block as it was before anything was inserted after it, with some parameters zero."""
-    block = copied(host)
-    if GROWN in block._modules:
-        _remove(block)
+    # The parts go on reading the model's config, in which the copy is counted.
+    configs = [config for part in host.modules() if (config := vars(part).get("config")) is not None]
+    block = copied(host, shared=configs)
+    take_blocks(block)
     for parameter in block.parameters():
         parameter.grad = None
     with torch.no_grad():
@@ -198,16 +199,17 @@ def detach_last(host: nn.Module) -> None:
     assert isinstance(sequence, nn.Sequential)
     del sequence[-1]
     if not len(sequence):
-        _remove(host)
+        take_blocks(host)
     _forget_compiled()
 
 
-def _remove(host: nn.Module) -> None:
-    del host._modules[GROWN]
-    for key, hook in list(host._forward_hooks.items()):
-        if hook is run_grown:
-            del host._forward_hooks[key]
-            host._forward_hooks_with_kwargs.pop(key, None)
+def take_blocks(host: nn.Module) -> list[nn.Module]:
+    """Take away and return all blocks inserted after a module."""
+    hooks = [key for key, hook in host._forward_hooks.items() if hook is run_grown]
+    for key in hooks:
+        del host._forward_hooks[key]
+        host._forward_hooks_with_kwargs.pop(key, None)
+    return list(host._modules.pop(GROWN).children()) if hooks else []  # type: ignore[union-attr]
 
 
 def _forget_compiled() -> None:

@@ -14,6 +14,7 @@ from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs
 from auxin.surgery.blocks import GROWN, IdentityBlock, attach, detach_last, make_block
+from auxin.surgery.numbers import number_copy
 from auxin.surgery.optimizer import add_parameters
 from auxin.surgery.transaction import Transaction
 from auxin.types import Deepen, DepthSite
@@ -162,6 +163,8 @@ def deepen_model(
         block = make_block(target, site.name, options)
         if isinstance(block, IdentityBlock) and site.norm:
             block.calibrate(*channel_statistics(target, [site], inputs)[site.name])
+        if is_copy(site, op):
+            number_copy(target, site.name, block, change)
         place = target.get_submodule(site.name)
         attach(place, block)
         change.on_rollback(lambda place=place: detach_last(place))  # type: ignore[misc]

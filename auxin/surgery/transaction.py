@@ -41,8 +41,8 @@ class Transaction:
         self.on_rollback(lambda: _set_data(tensor, old, old_gradient))
         _set_data(tensor, data, gradient)
 
-    def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:
-        """Set a (dotted) attribute of a module."""
+    def set_attribute(self, module: Any, name: str, value: Any) -> None:
+        """Set a (dotted) attribute of a module, or of its config."""
         owner, last = _attribute_owner(module, name)
         old = getattr(owner, last)
         self.on_rollback(lambda: setattr(owner, last, old))
