@@ -90,8 +90,8 @@ class DepthSite:
         pointwise: Whether the edge has a single position (a pooled map, squeeze-excite), where all of a kernel but its
             centre would see padding only.
         bias: Whether the block gets a bias, as the layer before it has; never beside a norm.
-        zeroed: Parameters that are zero at first in a copy of the module, which is the identity then; empty where only
-            a plain block fits.
+        neutral: Parameters of a copy of the module and the values with which it is the identity; empty where only a
+            plain block fits.
     """
 
     name: str
@@ -103,7 +103,7 @@ class DepthSite:
     arguments: tuple[tuple[str, float], ...] = ()
     pointwise: bool = False
     bias: bool = True
-    zeroed: tuple[str, ...] = ()
+    neutral: tuple[tuple[str, float], ...] = ()
 
     @property
     def rank(self) -> int:
@@ -244,7 +244,7 @@ class Structure:
 
     Attributes:
         blocks: For each module path, the blocks inserted after it, as keyword arguments of ``IdentityBlock``; for a
-            copy of the module, ``zeroed``.
+            copy of the module, ``neutral``.
         shapes: New shape of each resized parameter and buffer.
         attributes: New value of each resized attribute, keyed ``"module.path:name"``.
     """

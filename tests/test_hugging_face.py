@@ -1,5 +1,6 @@
 """Language models as transformers builds them: cache on, outputs of its own types, nothing wrapped."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,3 +69,95 @@ def test_the_caches_of_a_model_that_grew_still_generate() -> None:
     for group in graph.growable():
         auxin.widen(model, group, 1, graph=graph, method="net2net")
     assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None), before)
+
+
+LAYERS = {
+    "GPT2LMHeadModel": ("GPT2Config", {"vocab_size": 50, "n_embd": 24, "n_layer": 2, "n_head": 4}, "transformer.h"),
+    "LlamaForCausalLM": ("LlamaConfig", GROUPED, "model.layers"),
+    "Qwen2ForCausalLM": ("Qwen2Config", GROUPED, "model.layers"),
+    "Gemma2ForCausalLM": ("Gemma2Config", {**GROUPED, "head_dim": 8}, "model.layers"),
+    "Gemma3ForCausalLM": ("Gemma3TextConfig", {**GROUPED, "head_dim": 8}, "model.layers"),
+    "MixtralForCausalLM": (
+        "MixtralConfig",
+        {**GROUPED, "hidden_size": 48, "num_attention_heads": 6, "intermediate_size": 16, "num_local_experts": 2},
+        "model.layers",
+    ),
+    "GPTNeoXForCausalLM": ("GPTNeoXConfig", SMALL, "gpt_neox.layers"),
+    "OPTForCausalLM": (
+        "OPTConfig",
+        {**SMALL, "ffn_dim": 23, "word_embed_proj_dim": 60, "max_position_embeddings": 32},
+        "model.decoder.layers",
+    ),
+    "MambaForCausalLM": (
+        "MambaConfig", {"vocab_size": 50, "hidden_size": 20, "state_size": 5, "time_step_rank": 3}, "backbone.layers",
+    ),
+}  # fmt: skip
+
+
+def language_model(name: str) -> tuple[Any, str]:
+    config, settings, layers = LAYERS[name]
+    size = "n_layer" if "n_layer" in settings else "num_hidden_layers"
+    torch.manual_seed(0)
+    return getattr(transformers, name)(getattr(transformers, config)(**SPECIAL, **{**settings, size: 2})).eval(), layers
+
+
+def generated(model: Any, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+    return model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None, **options)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_language_model_gets_more_layers_and_is_saved_as_one_of_its_class(name: str, tmp_path: Path) -> None:
+    """Copies of layers leave the function alone, have cache entries of their own, and end up in the list of layers."""
+    model, layers = language_model(name)
+    ids = torch.randint(3, 50, (2, 7))
+    graph = auxin.trace(model, {"input_ids": ids})
+    with torch.no_grad():
+        before, tokens = model(ids).logits, generated(model, ids)
+    for number in (1, 0, 1):
+        auxin.deepen(model, f"{layers}.{number}", graph=graph)
+    assert model.config.num_hidden_layers == 5
+    with torch.no_grad():
+        assert (model(ids).logits - before).abs().max() < 1e-5 * max(1.0, float(before.abs().max()))
+    assert torch.equal(generated(model, ids), tokens)
+    for parameter_name, parameter in model.named_parameters():
+        if ".grown." in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        after, tokens = model(ids).logits, generated(model, ids)
+    assert not torch.allclose(after, before, atol=1e-3)
+    assert torch.equal(generated(model, ids, use_cache=False), tokens)
+    plain = auxin.unnest(model, {"input_ids": ids})
+    assert torch.equal(generated(plain, ids), tokens)
+    plain.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, after)
+    assert torch.equal(generated(loaded, ids), tokens)
+    assert not any("grown" in key for key, _ in plain.named_parameters())
+
+
+def test_layers_that_share_a_cache_by_their_place_are_not_copied() -> None:
+    model, _ = language_model("LlamaForCausalLM")
+    model.config.num_kv_shared_layers = 1
+    graph = auxin.trace(model, {"input_ids": torch.randint(3, 50, (2, 7))})
+    assert not any(site.neutral for site in graph.sites)
+
+
+def test_copied_layers_train_with_checkpointed_activations() -> None:
+    model, layers = language_model("LlamaForCausalLM")
+    ids = torch.randint(3, 50, (2, 7))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    auxin.deepen(model, f"{layers}.1", graph=auxin.trace(model, {"input_ids": ids}), optimizer=optimizer)
+    model.train()
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.zero_grad()
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer.step()
+    assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items() if ".grown." in key)

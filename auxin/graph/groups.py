@@ -248,7 +248,7 @@ class Graph:
         lines.append(f"{len(self.sites)} depth sites, after:")
         for site in self.sites:
             norm = " + BatchNorm" if site.norm else ""
-            block = "copy of the residual block" if site.zeroed else f"{site.kind}{norm} + {site.activation}"
+            block = "copy of the residual block" if site.neutral else f"{site.kind}{norm} + {site.activation}"
             lines.append(f"  {site.name:<{width}}  {site.channels:>5}  {block}")
         return "\n".join(lines)
 

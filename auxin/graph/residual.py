@@ -20,24 +20,18 @@ VIEWS = {
     "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "flatten", "unflatten", "squeeze", "unsqueeze",
     "contiguous", "clone", "alias", "expand", "slice", "roll", "movedim",
 }  # fmt: skip
+CASTS = {"to", "_to_copy", "type_as"}
 KEEP_ZERO = {
-    *VIEWS, "dropout", "native_dropout", "feature_dropout", "relu", "relu6", "leaky_relu", "prelu", "elu", "selu",
-    "celu", "gelu", "silu", "mish", "tanh", "hardswish", "softsign", "div", "neg", "to", "_to_copy", "sum", "index",
+    *VIEWS, *CASTS, "dropout", "native_dropout", "feature_dropout", "relu", "relu6", "leaky_relu", "prelu", "elu",
+    "selu", "celu", "gelu", "silu", "mish", "tanh", "hardswish", "softsign", "div", "neg", "sum", "index",
 }  # fmt: skip
 """Operators that make zeros of zeros, whatever their other arguments are."""
-UNCHANGED = {
-    "contiguous",
-    "clone",
-    "alias",
-    "to",
-    "_to_copy",
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "flatten",
-    "unflatten",
-}
+UNCHANGED = {*CASTS, "contiguous", "clone", "alias", "view", "reshape", "_unsafe_view", "flatten", "unflatten"}
 """Operators that leave the numbers and their order alone, unless they change the type."""
+
+
+Neutral = dict[str, float]
+"""Names of parameters, and values with which something is zero."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +39,11 @@ class Residual:
     """A module with y = x + f(x), or that followed by an activation which leaves its own outputs alone.
 
     Attributes:
-        zeroed: Names of parameters within the module; with these at zero f is zero.
+        neutral: Parameters within the module and their values with which f is zero: zero, or -1 where 1 is added.
         output: The node of y.
     """
 
-    zeroed: tuple[str, ...]
+    neutral: tuple[tuple[str, float], ...]
     output: torch.fx.Node
 
 
@@ -112,57 +106,59 @@ class _Search:
         (output,) = leaving
         # Inner activations must leave the output's values alone.
         self.clamps = {"relu": {"relu"}, "relu6": {"relu", "relu6"}}.get(operator_name(output), set())
-        origin, zeroed = self._identity(output)
-        if origin is None or not zeroed or origin.meta["val"].shape != output.meta["val"].shape:
+        origin, neutral = self._identity(output)
+        if origin is None or not neutral or origin.meta["val"].shape != output.meta["val"].shape:
             return None
-        names = tuple(dict.fromkeys(name.removeprefix(f"{self.path}.") for name in zeroed))
-        return Residual(names, output)
+        return Residual(tuple((name.removeprefix(f"{self.path}."), at) for name, at in neutral.items()), output)
 
-    def _identity(self, node: torch.fx.Node) -> tuple[torch.fx.Node | None, list[str]]:
-        """Return the node outside that this one equals once some parameters are zero, and these; or None."""
+    def _identity(self, node: torch.fx.Node) -> tuple[torch.fx.Node | None, Neutral]:
+        """Return the node outside that this one equals once some parameters are neutral, and these; or None."""
         if node not in self.inside:
             value = self.trace.values.get(node)
             entered = isinstance(value, Value) and not value.pure and isinstance(node.meta.get("val"), torch.Tensor)
-            return (node if entered else None), []
+            return (node if entered else None), {}
         name = operator_name(node)
         if name in UNCHANGED or name in self.clamps:
             before: torch.fx.Node = node.args[0]  # type: ignore[assignment]
-            return self._identity(before) if before.meta["val"].dtype == node.meta["val"].dtype else (None, [])
+            return self._identity(before) if before.meta["val"].dtype == node.meta["val"].dtype else (None, {})
         if name == "add" and not node.kwargs and all(isinstance(arg, torch.fx.Node) for arg in node.args):
             first, second = node.args
             for skip, branch in ((first, second), (second, first)):
-                origin, zeroed = self._identity(skip)  # type: ignore[arg-type]
+                origin, neutral = self._identity(skip)  # type: ignore[arg-type]
                 ends = self._zero(branch) if origin is not None else None
                 if ends is not None:
-                    return origin, [*zeroed, *ends]
-        return None, []
+                    return origin, neutral | ends
+        return None, {}
 
-    def _zero(self, node: object) -> list[str] | None:
-        """Return parameters of the module that make a node zero once they are; None if there are none."""
+    def _zero(self, node: object) -> Neutral | None:
+        """Return parameters of the module and their values that make a node zero; None if there are none."""
         if not isinstance(node, torch.fx.Node) or node not in self.inside:
             return None
         name, tensors = operator_name(node), [arg for arg in node.args if isinstance(arg, torch.fx.Node)]
         if name in MAPS | NORMS_WITH_SCALE:
             x = node.args[1] if name == "addmm" else node.args[0]
-            learnt = [arg for arg in tensors if arg is not x and self._name(arg) not in self.buffers]
-            ends = [end for arg in learnt if (end := self._parameter(arg))]
-            return ends if ends and len(ends) == len(learnt) else None
+            learnt = [self._parameter(arg) for arg in tensors if arg is not x and self._name(arg) not in self.buffers]
+            return {key: at for one in learnt for key, at in one.items()} if learnt and all(learnt) else None
         if name in PRODUCTS:
-            scales = [end for arg in tensors if (end := self._parameter(arg))]
+            scales = [scale for arg in tensors if (scale := self._parameter(arg))]
             if scales:
-                return scales[:1]
+                return scales[0]
             return next((found for arg in tensors if (found := self._zero(arg)) is not None), None)
-        if name == "add":
-            both = [self._zero(arg) for arg in tensors]
-            return None if len(both) < 2 or None in both else [end for ends in both for end in ends or ()]
+        if name == "add" and len(tensors) > 1:
+            first, second = self._zero(tensors[0]), self._zero(tensors[1])
+            return None if first is None or second is None else first | second
         return self._zero(node.args[0]) if name in KEEP_ZERO else None
 
-    def _parameter(self, node: torch.fx.Node) -> str | None:
-        """Return the parameter of the module that a node is, or is a view of, if it is trained."""
-        while operator_name(node) in VIEWS and isinstance(node.args[0], torch.fx.Node):
-            node = node.args[0]
-        name = self._name(node)
-        return name if name in self.trainable and name.startswith(f"{self.path}.") else None
+    def _parameter(self, node: torch.fx.Node, shift: float = 0.0) -> Neutral:
+        """Return the trained parameter of the module that a node is, a view or shifted, and where the node is zero."""
+        name, args = operator_name(node), node.args
+        if name in VIEWS | CASTS and isinstance(args[0], torch.fx.Node):
+            return self._parameter(args[0], shift)
+        if name == "add" and isinstance(args[0], torch.fx.Node) and isinstance(args[1], (int, float)):
+            return self._parameter(args[0], shift + args[1])  # x * (1 + scale), as in Gemma's norms
+        parameter = self._name(node)
+        own = parameter in self.trainable and parameter.startswith(f"{self.path}.")
+        return {parameter: 0.0 - shift} if own else {}
 
     def _name(self, node: torch.fx.Node) -> str:
         value = self.trace.values.get(node)

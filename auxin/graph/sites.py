@@ -63,7 +63,7 @@ def find_sites(trace: Trace, graph: torch.fx.Graph, bare: Set[str]) -> tuple[tup
     for host, residual in find_residuals(trace, calls, bare).items():
         known = sites.get(host) or _bare_site(trace, host, residual.output)
         if known is not None:
-            sites[host] = replace(known[0], zeroed=residual.zeroed), known[1]
+            sites[host] = replace(known[0], neutral=residual.neutral), known[1]
             places.setdefault(host, residual.output)
     order = {node: i for i, node in enumerate(graph.nodes)}
     return tuple(sites[host] for host in sorted(sites, key=lambda host: order[places[host]]))

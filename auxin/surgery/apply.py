@@ -166,7 +166,7 @@ class _Work:
             self.model, self.graph, op, self.optimizers, self.copies, self.batches, self.generator, self.change
         )
         depth = len(self.model.get_submodule(f"{op.site}.{GROWN}")._modules)
-        if "zeroed" in options:
+        if "neutral" in options:
             self._size_copy(op.site, f"{op.site}.{GROWN}.{depth - 1}")
         self.blocks.setdefault(op.site, []).append(options)
         self.changes.append(Change("deepen", op.site, depth - 1, depth))

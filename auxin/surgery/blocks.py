@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -127,8 +127,8 @@ def build_block(like: Tensor, **options: Any) -> IdentityBlock:
         return IdentityBlock(**options).to(device=like.device, dtype=like.dtype)
 
 
-def copy_block(host: nn.Module, zeroed: Iterable[str]) -> nn.Module:
-    """Return a copy of a residual block as it was before anything was inserted after it, with some parameters zero."""
+def copy_block(host: nn.Module, neutral: Mapping[str, float]) -> nn.Module:
+    """Return a copy of a residual block as it was before anything was inserted after it, with some values given."""
     # The parts go on reading the model's config, in which the copy is counted.
     configs = [config for part in host.modules() if (config := vars(part).get("config")) is not None]
     block = copied(host, shared=configs)
@@ -136,25 +136,25 @@ def copy_block(host: nn.Module, zeroed: Iterable[str]) -> nn.Module:
     for parameter in block.parameters():
         parameter.grad = None
     with torch.no_grad():
-        for name in zeroed:
-            block.get_parameter(name).zero_()
+        for name, value in neutral.items():
+            block.get_parameter(name).fill_(value)
     return block
 
 
 def make_block(model: nn.Module, path: str, options: Mapping[str, Any]) -> nn.Module:
-    """Return the block that options describe: a copy of the module at a path if they name what is zero, or a plain one.
+    """Return the block that options describe: a copy of the module at a path if they say how it starts, or a plain one.
 
     Args:
         model: The model.
         path: Path of the module that the block will follow.
-        options: ``zeroed``, or the keyword arguments of ``IdentityBlock``.
+        options: ``neutral``, or the keyword arguments of ``IdentityBlock``.
 
     Returns:
         The block, in the module's mode; in a copy each part keeps that of its original.
     """
     host = model.get_submodule(path)
-    if "zeroed" in options:
-        return copy_block(host, options["zeroed"])
+    if "neutral" in options:
+        return copy_block(host, options["neutral"])
     return build_block(nearest_parameter(model, path), **options).train(host.training)
 
 

@@ -32,7 +32,7 @@ def check_deepen(graph: Graph, model: nn.Module, op: Deepen) -> None:
         ConfigError: If the site is unknown, the kernel size is even, or the module already uses our name.
     """
     site = graph.site(op.site)
-    if op.copy and not site.zeroed:
+    if op.copy and not site.neutral:
         raise ConfigError(f"{op.site!r} is no residual block, y = x + f(x), to copy: leave copy out for a plain block.")
     if op.copy is False and not site.activation:
         raise ConfigError(f"No activation ends {op.site!r}, so only a copy of it can follow: leave copy out.")
@@ -48,13 +48,13 @@ def check_deepen(graph: Graph, model: nn.Module, op: Deepen) -> None:
 
 def is_copy(site: DepthSite, op: Deepen) -> bool:
     """Return whether an insertion copies the module that it follows."""
-    return bool(site.zeroed) and op.copy is not False
+    return bool(site.neutral) and op.copy is not False
 
 
 def block_options(site: DepthSite, op: Deepen) -> dict[str, Any]:
     """Return what ``make_block`` needs for the block that fits a site."""
     if is_copy(site, op):
-        return {"zeroed": list(site.zeroed)}
+        return {"neutral": dict(site.neutral)}
     return {
         "kind": site.kind,
         "channels": site.channels,
@@ -168,7 +168,7 @@ def deepen_model(
         place = target.get_submodule(site.name)
         attach(place, block)
         change.on_rollback(lambda place=place: detach_last(place))  # type: ignore[misc]
-        for name in options.get("zeroed", ["map.weight"]) if op.noise else ():
+        for name in options.get("neutral", ["map.weight"]) if op.noise else ():
             weight: Any = block.get_parameter(name)
             with torch.no_grad():
                 weight += op.noise * torch.randn(weight.shape, generator=generator).to(weight)

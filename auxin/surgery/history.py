@@ -127,7 +127,7 @@ def _replay(model: nn.Module, event: Event, optimizers: Sequence[Optimizer]) -> 
         host, known = model.get_submodule(path), dict(model.named_parameters())
         options = next(blocks[path])
         block = make_block(model, path, options)
-        if "zeroed" in options:
+        if "neutral" in options:
             number_copy(model, path, block, Transaction())
         attach(host, block)
         new = {name: p for name, p in model.named_parameters() if name not in known and p.requires_grad}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -23,8 +25,8 @@ def unnest(model: nn.Module, example_inputs: Any) -> nn.Module:
     Growth puts a block into the module that it follows, ``layers.3.grown.0``, where no existing name changes. Once
     growing is over a model is easier to hand on with the block as the next entry, ``layers.4``, of the same
     ``nn.Sequential`` or ``nn.ModuleList``: a ResNet or language model grown by copies is then what its own class makes
-    with more blocks, and its state dict loads there. The numbers of layers (``layer_idx``) and the values for each layer
-    in a Hugging Face config come in the order of the list, for ``save_pretrained`` and ``from_pretrained``.
+    with more blocks, and its state dict loads there. The numbers of layers (``layer_idx``) come in the order of the
+    list, and so do the values for each layer in a Hugging Face config, for ``save_pretrained`` and ``from_pretrained``.
 
     Blocks after a module that is no entry of such a list stay where they are. So do those of a list that the forward
     does not run through from end to end, because it picks entries by their index.
@@ -68,9 +70,13 @@ def _spread(model: nn.Module, path: str, entries: nn.Module, change: Transaction
     new: list[tuple[str, nn.Module | None]] = []
     moved: list[nn.Module] = []
     for key, entry in old.items():
-        blocks = take_blocks(entry) if entry is not None else []
-        change.on_rollback(lambda entry=entry, blocks=blocks: [attach(entry, block) for block in blocks])  # type: ignore[misc]
-        new += [(key, entry), *((f"{key}_{number}", block) for number, block in enumerate(blocks, 1))]
+        blocks: list[nn.Module] = []
+        if entry is not None:
+            blocks = take_blocks(entry)
+            for block in reversed(blocks):
+                change.on_rollback(partial(attach, entry, block))
+        names = (name for number in count(1) if (name := f"{key}_{number}") not in old)
+        new += [(key, entry), *zip(names, blocks, strict=False)]
         moved += blocks
     if not moved:
         return []
@@ -81,14 +87,13 @@ def _spread(model: nn.Module, path: str, entries: nn.Module, change: Transaction
     if counted is not None and counted.numbers is not None:
         for number, (layer, before) in enumerate(zip(counted.layers, counted.numbers, strict=True)):
             set_number(layer, number)
-            change.on_rollback(lambda layer=layer, before=before: set_number(layer, before))  # type: ignore[misc]
+            change.on_rollback(partial(set_number, layer, before))
         for name, values in counted.per_layer().items():
             change.set_attribute(counted.config, name, [values[number] for number in counted.numbers])
     return moved
 
 
 def _set_entries(entries: nn.Module, named: Iterable[tuple[str, nn.Module | None]]) -> None:
-    named = dict(named)
     entries._modules.clear()
     entries._modules.update(named)
 

@@ -117,7 +117,7 @@ def test_models_of_the_library(name: str) -> None:
 
 def test_copies_of_residual_blocks_are_not_proposed() -> None:
     graph = auxin.trace(model := resnet20(width=2).double(), images(4).inputs)
-    copied = {site.name for site in graph.sites if site.zeroed}
+    copied = {site.name for site in graph.sites if site.neutral}
     proposed = {p.name: p.plan.operations[0] for p in make_proposals(model, graph, widen=0)}
     assert copied and not copied & proposed.keys()
     assert len(proposed) == len(graph.sites) - len(copied)

@@ -44,13 +44,13 @@ def plus(block: Block, x: Tensor, y: Tensor) -> Tensor:
 BATCH_NORM = ("branch.3.weight", "branch.3.bias")
 
 
-def zeroed(block: nn.Module, inputs: Tensor) -> tuple[str, ...]:
+def neutral(block: nn.Module, inputs: Tensor) -> tuple[str, ...]:
     """Return what is found for a block between two layers; ( ) where it is no site or no residual one."""
     size, made = inputs.shape[1 if inputs.ndim == 4 else -1], nn.Conv2d if inputs.ndim == 4 else nn.Linear
     ends = [made(size, size, *([1] if inputs.ndim == 4 else [])) for _ in range(2)]
     model = nn.Sequential(ends[0], nn.ReLU(), block, ends[1])
     graph = auxin.trace(randomise(model.double()), inputs.double())
-    found = {site.name: site.zeroed for site in graph.sites}.get("2", ())
+    found = tuple(dict({site.name: site.neutral for site in graph.sites}.get("2", ())))
     if found:
         event = auxin.deepen(model, "2", graph=graph)
         assert event.max_change < 1e-10
@@ -101,7 +101,7 @@ RESIDUAL = {
 @pytest.mark.parametrize("name", RESIDUAL)
 def test_a_copy_of_a_residual_block_starts_as_the_identity(name):
     build, inputs, expected = RESIDUAL[name]
-    assert set(zeroed(build(), inputs)) == set(expected)
+    assert set(neutral(build(), inputs)) == set(expected)
 
 
 NOT = {
@@ -125,23 +125,23 @@ NOT = {
 @pytest.mark.parametrize("name", NOT)
 def test_other_modules_are_not_copied(name):
     build, inputs = NOT[name]
-    assert zeroed(build(), inputs) == ()
+    assert neutral(build(), inputs) == ()
 
 
 def test_parameters_that_are_not_trained_cannot_start_at_zero():
     block = Block(conv(), plus)
     block.branch[3].weight.requires_grad = False
-    assert zeroed(block, IMAGES) == ()
+    assert neutral(block, IMAGES) == ()
 
 
 def test_a_layer_that_knows_its_number_is_not_copied():
     block = Block(mlp(), plus)
     block.branch[0].layer_idx = 3
-    assert zeroed(block, TOKENS) == ()
+    assert neutral(block, TOKENS) == ()
 
 
 def copied_at(model: nn.Module, inputs: Tensor) -> list[str]:
-    return [site.name for site in auxin.trace(model, inputs).sites if site.zeroed]
+    return [site.name for site in auxin.trace(model, inputs).sites if site.neutral]
 
 
 def test_the_blocks_of_known_networks():

@@ -54,7 +54,7 @@ def test_heads_and_hidden_units_grow_and_the_stream_does_not() -> None:
         **{f"blocks.{k}.up": 24 for k in range(2)},
     }
     assert "normalises over it" in (graph["embed"].inexact or "")
-    assert [(site.name, site.channels, bool(site.zeroed)) for site in graph.sites] == [
+    assert [(site.name, site.channels, bool(site.neutral)) for site in graph.sites] == [
         one for k in range(2) for one in ((f"blocks.{k}.act", 24, False), (f"blocks.{k}", 12, True))
     ]
 

@@ -241,7 +241,7 @@ def test_layers_of_torch_that_normalise_first_are_copied_with_their_masks():
     torch.manual_seed(0)
     model, inputs = Decoder().double(), (torch.randn(2, 5, 16).double(), torch.randn(2, 4, 16).double())
     graph = auxin.trace(model, inputs)
-    names = [site.name for site in graph.sites if site.zeroed]
+    names = [site.name for site in graph.sites if site.neutral]
     assert names == [f"{part}.layers.{k}" for part in ("encoder", "decoder") for k in range(2)]
     before = model.eval()(*inputs)
     for name in names:

@@ -188,7 +188,7 @@ def test_width_and_depth_in_any_order_preserve_the_function(net: Net, plan: list
 def test_copies_of_residual_blocks_preserve_the_function_and_grow(net: Net, plan: list[Step]) -> None:
     model, inputs = net.build().double(), net.inputs(torch.float64)
     graph = auxin.trace(model, inputs)
-    blocks = [site.name for site in graph.sites if site.zeroed]
+    blocks = [site.name for site in graph.sites if site.neutral]
     assume(blocks and graph.growable())
     before, trained = output(model, inputs), output(model, inputs, train=True)
     for name in blocks:
