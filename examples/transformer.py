@@ -55,7 +55,7 @@ def main() -> float:
         event = auxin.widen(model, group, by, graph=graph, method="net2net")
         history.append(event)
         print(event)
-    for site in [site for site in graph.sites if site.zeroed]:  # residual blocks: a copy that adds nothing yet
+    for site in [site for site in graph.sites if site.neutral]:  # residual blocks: a copy that adds nothing yet
         event = auxin.deepen(model, site, graph=graph)
         history.append(event)
         print(event)

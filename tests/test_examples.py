@@ -19,3 +19,10 @@ def test_transformer(capsys):
     change = runpy.run_path(str(EXAMPLES / "transformer.py"))["main"]()
     assert change < 1e-5
     assert "heads of each layer: [5, 5, 5, 5]" in capsys.readouterr().out
+
+
+def test_language_model(capsys):
+    pytest.importorskip("transformers")
+    before, after = runpy.run_path(str(EXAMPLES / "language_model.py"))["main"]()
+    assert after < before - 1
+    assert "4 layers, steps of 5, new layers trained" in capsys.readouterr().out

@@ -198,3 +198,7 @@ def test_copies_of_residual_blocks_preserve_the_function_and_grow(net: Net, plan
     for step in plan[:2]:
         grow(model, graph, step)
     assert distance(before, output(model, inputs)) < 1e-9
+    randomise(model)
+    plain = auxin.unnest(model, inputs)
+    assert torch.equal(output(plain, inputs), output(model, inputs))
+    assert {id(parameter) for parameter in plain.parameters()} == {id(parameter) for parameter in model.parameters()}
