@@ -1,8 +1,8 @@
 """Give a language model of transformers more layers, train these alone, and save it as an ordinary model of its class.
 
-Each new layer is a copy of the one before it that adds nothing at first: block expansion, as LLaMA Pro (Wu et al. 2024,
-arXiv 2401.02415) does it to teach a model something new while the old layers stay as they are. With a model of your own:
-``AutoModelForCausalLM.from_pretrained(...)`` in place of ``small_model()``.
+Each new layer is a copy of the one before it that adds nothing at first: block expansion, as LLaMA Pro does it (Wu et
+al. 2024, arXiv 2401.02415) to teach a model something new while the old layers stay as they are. For a model of your
+own, put ``AutoModelForCausalLM.from_pretrained(...)`` in place of ``small_model()``.
 
 Run: python examples/language_model.py        (needs transformers; a few seconds)
 """

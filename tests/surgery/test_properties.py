@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import auxin
 from auxin.graph import Graph
+from tests.cases import randomise
 from tests.surgery.random_nets import Net, Step, known_nets, nets, steps, traced
 
 EVAL = {torch.float32: 1e-5, torch.float64: 1e-10}
