@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from auxin.budgets import Cap
 from auxin.errors import ConfigError
-from auxin.expansion.proposals import NUM_CALIBRATION, Proposal, make_proposals, score_proposals
+from auxin.expansion.proposals import Proposal, make_proposals
 from auxin.expansion.score import Form, Settings, expansion_score, gather
+from auxin.expansion.scoring import NUM_CALIBRATION, score_proposals
 from auxin.graph import Graph
 from auxin.graph.capture import unwrap
 from auxin.statistics.fisher import FisherKind

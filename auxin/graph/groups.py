@@ -11,6 +11,7 @@ import torch
 
 from auxin.errors import ConfigError
 from auxin.graph.axes import Atom, Axis, gather_index, is_frozen, size_with
+from auxin.graph.naming import GROWN
 from auxin.graph.values import RoleTag, Trace
 from auxin.types import DepthSite, Role, Slot, WidthGroup
 
@@ -222,14 +223,19 @@ class Graph:
         other = self._overrides(sizes)
         return sum(prod(size_with(axis, other) for axis in self.axes[name]) for name in self.parameters)
 
-    def flops(self, sizes: Mapping[str, int] | None = None) -> int:
+    def flops(self, sizes: Mapping[str, int] | None = None, within: str = "") -> int:
         """Return the FLOPs of one forward of the example inputs, optionally with some groups at other sizes.
 
         Convolutions, matrix products and attention are counted, a multiply and an add as two, as
         ``torch.utils.flop_counter`` does.
+
+        Args:
+            sizes: Other sizes of some groups.
+            within: Path of a module, to count what it does alone, without blocks inserted after it.
         """
         other = self._overrides(sizes)
-        return sum(2 * prod(size_with(axis, other) for axis in axes) for axes in self.costs)
+        costs = (axes for path, axes in self.costs if not within or _is_own(path, within))
+        return sum(2 * prod(size_with(axis, other) for axis in axes) for axes in costs)
 
     def __str__(self) -> str:
         rows = []
@@ -251,6 +257,11 @@ class Graph:
             block = "copy of the residual block" if site.neutral else f"{site.kind}{norm} + {site.activation}"
             lines.append(f"  {site.name:<{width}}  {site.channels:>5}  {block}")
         return "\n".join(lines)
+
+
+def _is_own(path: str, module: str) -> bool:
+    """Return whether a path lies in a module but not in a block inserted after it."""
+    return path == module or (path.startswith(f"{module}.") and not path.startswith(f"{module}.{GROWN}."))
 
 
 def _is_atom(axis: Axis, whole: Axis) -> bool:

@@ -126,8 +126,8 @@ class Propagator:
         self.trace.normed.update((name, source) for name, dims in value.sources for source in dims[dim])
 
     def cost(self, *axes: Axis) -> None:
-        """Count 2·Π sizes FLOPs for one forward."""
-        self.trace.costs.append(axes)
+        """Count 2·Π sizes FLOPs for one forward, on the account of the module that calls the current operator."""
+        self.trace.costs.append((self.owner()[0], axes))
 
     def owner(self) -> tuple[str, nn.Module | None]:
         """Return the path of the module whose forward calls the current operator, and the module."""

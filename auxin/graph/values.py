@@ -105,7 +105,7 @@ class Trace:
     roles: list[RoleTag] = field(default_factory=list)
     attributes: list[Attribute] = field(default_factory=list)
     literals: list[Literal] = field(default_factory=list)
-    costs: list[tuple[Axis, ...]] = field(default_factory=list)
+    costs: list[tuple[str, tuple[Axis, ...]]] = field(default_factory=list)
     normed: set[tuple[str, int]] = field(default_factory=set)
     normed_over: dict[tuple[str, int], str] = field(default_factory=dict)
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,16 +35,23 @@ class Attachment:
         prefix: Path that its parameters' names begin with.
         channel: Dimension of the channels, from the end (-1 is the last).
         kept: Channels of the edge that it is made for; None for all.
+        learnt: Names of its parameters that have a gradient; None for all.
+        matrices: Which of them are plain matrices, the positions that each is applied at and its bias; None until seen.
     """
 
     block: nn.Module
     prefix: str
     channel: int
     kept: Tensor | None = None
+    learnt: frozenset[str] | None = None
+    matrices: dict[str, tuple[int, str | None]] | None = None
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """Return its parameters under their full names."""
-        return {f"{self.prefix}.{name}": p for name, p in self.block.named_parameters()}
+        """Return those parameters under their full names."""
+        return {f"{self.prefix}.{name}": p for name, p in self._parameters().items()}
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {n: p for n, p in self.block.named_parameters() if self.learnt is None or n in self.learnt}
 
     def of(self, edge: Tensor) -> Tensor:
         """Return the channels of an edge that it sees."""
@@ -62,7 +70,7 @@ class Attachment:
     def _one_by_one(self, x: Tensor, b: Tensor) -> tuple[Use, Tensor]:
         found: dict[str, list[Tensor]] = {}
         for i in range(len(x)):
-            leaves = {n: p.detach().clone().requires_grad_() for n, p in self.block.named_parameters()}
+            leaves = {n: p.detach().clone().requires_grad_() for n, p in self._parameters().items()}
             with torch.enable_grad():
                 y = functional_call(self.block, leaves, (x[i : i + 1],))
             for name, g in zip(leaves, torch.autograd.grad(y, list(leaves.values()), b[i : i + 1]), strict=True):
@@ -117,24 +125,33 @@ class PerSample:
         frozen = {name: t.clone() if name not in self.own else state[name] for name, t in self.state.items()}
         if recorder is None:
             return functional_call(self.model, frozen, args, kwargs)
+        edges: list[tuple[Attachment, Use, Tensor]] = []
         handles = [
             self.model.get_submodule(path).register_forward_hook(
-                lambda module, args, output, one=one: self._edge(recorder, one, output)
+                lambda module, args, output, one=one: self._edge(edges, one, output)
             )
             for path, one in self.attached.items()
             if one.named_parameters().keys() & set(recorder.names.values())
         ]
         try:
             with recorder:
-                return functional_call(self.model, frozen, args, kwargs)
+                output = functional_call(self.model, frozen, args, kwargs)
         finally:
             for handle in handles:
                 handle.remove()
+        # Not within the recorder, which would take what a tried layer does for the model's own.
+        recorder.uses += [self._tried(one, use, x) for one, use, x in edges]
+        return output
 
-    def _edge(self, recorder: Recorder, one: Attachment, output: Tensor) -> Tensor:
+    @staticmethod
+    def _edge(edges: list[tuple[Attachment, Use, Tensor]], one: Attachment, output: Tensor) -> Tensor:
         """Note an edge at which a layer is tried, and hand it on."""
         y = output if output.requires_grad else output.detach().requires_grad_()
-        x = y.detach()
+        edges.append((one, Use(y, {}), y.detach()))
+        return y.clone()
+
+    def _tried(self, one: Attachment, use: Use, x: Tensor) -> Use:
+        """Give the use of an edge the gradients of the layer that is tried there."""
 
         def local(b: Tensor) -> list[tuple[Use, Tensor]]:
             # One at a time: the intermediate values of all layers together would be large.
@@ -145,28 +162,21 @@ class PerSample:
         def rows(b: Tensor, name: str) -> Tensor:
             return torch.stack([use.rows[name](g) for use, g in local(b) if name in use.rows]).sum(0)
 
-        use = Use(y, {name: lambda b, name=name: rows(b, name) for name in one.named_parameters()})  # type: ignore[misc]
-        for name, parameter in one.named_parameters().items():
-            if name.endswith(".map.weight") and parameter.ndim <= 4:
-                use.linear[name] = self._linear(local, name, x, one, parameter)
-        recorder.uses.append(use)
-        return y.clone()
+        def read(name: str) -> Tensor:
+            return next(use.linear[name].a() for use, _ in local(torch.zeros_like(x)) if name in use.linear)
 
-    @staticmethod
-    def _linear(
-        local: Callable[[Tensor], list[tuple[Use, Tensor]]], name: str, x: Tensor, one: Attachment, weight: Tensor
-    ) -> Linear:
-        def read() -> Tensor:
-            found = [use.linear[name] for use, _ in local(torch.zeros_like(x)) if name in use.linear]
-            return found[0].a()
-
-        def write(b: Tensor) -> Tensor:
+        def write(b: Tensor, name: str) -> Tensor:
             return next(use.linear[name].b(g) for use, g in local(b) if name in use.linear)
 
-        bias = name.removesuffix("weight") + "bias"
-        return Linear(
-            read, write, x.numel() // (len(x) * x.shape[one.channel]), bias if bias in one.named_parameters() else None
-        )
+        if one.matrices is None:
+            found = [inner.linear for inner, _ in local(torch.zeros_like(x))]
+            one.matrices = {name: (of.positions, of.bias) for linear in found for name, of in linear.items()}
+        use.rows = {name: partial(rows, name=name) for name in one.named_parameters()}
+        use.linear = {
+            name: Linear(partial(read, name), partial(write, name=name), positions, bias)
+            for name, (positions, bias) in one.matrices.items()
+        }
+        return use
 
     def losses(self, output: Any, batch: Batch) -> Tensor:
         """Return the loss of each sample, shape (samples,)."""

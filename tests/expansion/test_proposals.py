@@ -16,8 +16,8 @@ import auxin
 from auxin.budgets import parse_cap
 from auxin.errors import ConfigError
 from auxin.expansion import Proposal, Settings, expansion_score, make_proposals, score_proposals
-from auxin.expansion.proposals import NUM_CALIBRATION
 from auxin.expansion.score import FORMS
+from auxin.expansion.scoring import NUM_CALIBRATION
 from auxin.graph import Graph
 from auxin.models import mobilenet_v1, resnet20, secnn, vgg16, vit
 from auxin.statistics.batches import Batch
@@ -115,18 +115,61 @@ def test_models_of_the_library(name: str) -> None:
         assert [op.by for p in blocks[3:] for op in p.plan.operations] == [3, 3, 3]
 
 
-def test_copies_of_residual_blocks_are_not_proposed() -> None:
+def test_copies_of_residual_blocks_are_proposed_where_they_fit() -> None:
     graph = auxin.trace(model := resnet20(width=2).double(), images(4).inputs)
     copied = {site.name for site in graph.sites if site.neutral}
-    proposed = {p.name: p.plan.operations[0] for p in make_proposals(model, graph, widen=0)}
-    assert copied and not copied & proposed.keys()
-    assert len(proposed) == len(graph.sites) - len(copied)
-    auxin.deepen(model, "stage1.0", graph=graph)  # ends in an activation, after which a plain block fits too
-    (op,) = (p.plan.operations[0] for p in make_proposals(model, graph, widen=0) if p.name == "stage1.0")
-    before = len(graph.sites)
-    auxin.deepen(model, "stage1.0", graph=graph, copy=op.copy)
-    assert [type(block).__name__ for block in model.stage1[0].grown] == ["BasicBlock", "IdentityBlock"]
-    assert len(graph.sites) == before
+    proposed = {p.name: p for p in make_proposals(model, graph, widen=0)}
+    assert copied and copied <= proposed.keys() == {site.name for site in graph.sites}
+    for name in ("stage1.0", "stage3.2"):
+        for _ in range(2):  # a copy after a copy costs the same
+            event = auxin.deepen(model, name, graph=graph)
+            assert event.parameters_after - event.parameters_before == proposed[name].parameters
+            assert event.flops_after - event.flops_before == proposed[name].flops
+    again = {p.name: p for p in make_proposals(model, graph, widen=0, max_layers=2)}
+    assert again.keys() == proposed.keys() - {"stage1.0", "stage3.2"}
+
+
+def test_the_score_of_a_copy_is_that_of_the_model_with_it() -> None:
+    """Only what makes its addend zero has a gradient, so its score is that of these few parameters."""
+    torch.manual_seed(0)
+    model, samples = randomise(resnet20(width=2)).double(), images(4)
+    graph = auxin.trace(model, samples.inputs)
+    auxin.deepen(model, "stage1.1", graph=graph)
+    randomise(model, seed=1)
+    names = ["stage1.1", "stage3.2", "stage2.0.conv1"]
+    proposals = check(model, graph, samples, F.cross_entropy, FORMS, within=names)
+    assert {p.key for p in proposals} >= {"deepen stage1.1", "deepen stage3.2", "widen stage2.0.conv1"}
+    now, _, scored = score_proposals(model, graph, proposals, samples, F.cross_entropy)
+    assert all(p.score > now for p in scored if p.kind == "deepen")
+
+
+class Conditioned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.head = nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)
+        self.block = Shifted()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        return self.head(self.block(x, x.mean(1, keepdim=True)))
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 5), nn.Linear(5, 6)
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(x + shift)))
+
+
+def test_a_block_called_with_more_arguments_is_not_copied_for_a_score() -> None:
+    model, x = Conditioned().double(), torch.randn(5, 4, dtype=torch.float64)
+    graph = auxin.trace(model, x)
+    assert [site.name for site in graph.sites if site.neutral] == ["block"]
+    samples = Batch(x, torch.randint(3, (5,)))
+    proposals = check(model, graph, samples, F.cross_entropy, ("gram",))
+    assert [p.name for p in proposals if p.kind == "deepen"] == ["act"]
 
 
 ZOO = (
