@@ -169,7 +169,7 @@ def test_a_block_called_with_more_arguments_is_not_copied_for_a_score() -> None:
     assert [site.name for site in graph.sites if site.neutral] == ["block"]
     samples = Batch(x, torch.randint(3, (5,)))
     proposals = check(model, graph, samples, F.cross_entropy, ("gram",))
-    assert [p.name for p in proposals if p.kind == "deepen"] == ["act"]
+    assert [p.name for p in proposals if p.kind == "deepen"] == ["act", "block.up"]
 
 
 ZOO = (
