@@ -50,7 +50,7 @@ def make_proposals(
     graph: Graph,
     *,
     widen: float = 4,
-    deepen: bool = True,
+    deepen: bool | Literal["copies"] = True,
     blocks: Sequence[str] | None = None,
     within: Sequence[str] | None = None,
     max_layers: int | None = 10,
@@ -67,7 +67,7 @@ def make_proposals(
         model: The model, only read.
         graph: Its graph.
         widen: Units to add to each group; below 1, a share of its size; 0 proposes none.
-        deepen: Whether to propose layers.
+        deepen: Whether to propose layers; ``copies`` proposes copies of residual blocks alone.
         blocks: Module paths, in each of which all groups widen together, as SECNN's do; None proposes each group alone.
         within: Module paths that proposals must lie in; None allows all.
         max_layers: Inserted layers a site may have.
@@ -88,7 +88,7 @@ def make_proposals(
         names = [g.name for g in graph.growable()] + [s.name for s in graph.sites]
         if not any(_inside(name, path) for name in names):
             raise ConfigError(f"Nothing inside {path!r} can grow; the width groups and sites are: {', '.join(names)}.")
-    layer = Deepen("", kernel_size, noise)
+    layer = Deepen("", kernel_size, noise, copy=True if deepen == "copies" else None)
     found = _layers(model, graph, within or blocks, max_layers, layer, cap) if deepen else []
     groups = [g.name for g in graph.growable() if _widens(graph, g.name)]
     groups = [name for name in groups if within is None or any(_inside(name, path) for path in within)]
@@ -134,9 +134,10 @@ def _layers(
         caps.append(caps[-1].also)
     edges = _edges(model, graph)
     for site in graph.sites:
-        op = replace(like, site=site.name, copy=None if edges[site.name].alone else False)
-        if not site.activation and not is_copy(site, op):
+        copied = bool(site.neutral) and edges[site.name].alone
+        if not copied and (like.copy or not site.activation):
             continue
+        op = replace(like, site=site.name, copy=copied)
         if within is not None and not any(_inside(site.name, path) for path in within):
             continue
         there = getattr(model.get_submodule(site.name), GROWN, ())

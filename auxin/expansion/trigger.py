@@ -44,7 +44,7 @@ class Natural:
         times: Largest number of events, or None.
         most: Proposals to carry out in one event: the best ones of those that pass the test. Near a cap, one.
         widen: Units to add to each group; below 1, a share of its size; 0 never widens.
-        deepen: Whether to add layers.
+        deepen: Whether to add layers; ``copies`` adds copies of residual blocks and no plain layers.
         blocks: Module paths in each of which all groups widen together (SECNN's blocks); None treats groups alone.
         within: Module paths that growth is confined to, or None.
         max_layers: Layers that a site may be given.
@@ -93,7 +93,7 @@ class Natural:
         times: int | None = None,
         most: int = 1,
         widen: float = 4,
-        deepen: bool = True,
+        deepen: bool | Literal["copies"] = True,
         blocks: Sequence[str] | None = None,
         within: Sequence[str] | None = None,
         max_layers: int | None = 10,
@@ -116,6 +116,8 @@ class Natural:
             raise ConfigError("natural() needs tau, alpha, cooldown, widen and penalties of 0 or more.")
         if not deepen and not widen:
             raise ConfigError("natural() may neither widen nor deepen; allow one of them.")
+        if deepen not in (True, False, "copies"):
+            raise ConfigError(f"natural() cannot deepen by {deepen!r}; give true, false or copies.")
         if cost not in ("parameters", "flops"):
             raise ConfigError(f"natural() cannot penalise {cost!r}; choose parameters or flops.")
         if num_samples < 2 or start < 1 or most < 1:

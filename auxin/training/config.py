@@ -224,7 +224,7 @@ class NaturalConfig:
         times: Largest number of events; null has no limit.
         most: Proposals to carry out in one event, the best of those that pass.
         widen: Units to add to a width group; below 1, a share of its size; 0 never widens.
-        deepen: Whether to add layers.
+        deepen: Whether to add layers; "copies" adds copies of residual blocks alone.
         blocks: Module paths in each of which all groups widen together; null treats groups alone.
         within: Module paths that growth is confined to; null allows all.
         max_layers: Layers that a depth site may be given; null has no limit.
@@ -247,7 +247,7 @@ class NaturalConfig:
     times: int | None = None
     most: int = 1
     widen: float = 4
-    deepen: bool = True
+    deepen: bool | Literal["copies"] = True
     blocks: list[str] | None = None
     within: list[str] | None = None
     max_layers: int | None = 10

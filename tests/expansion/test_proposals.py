@@ -502,3 +502,17 @@ def test_groups_that_read_one_weight_along_two_dimensions_are_not_widened() -> N
     samples = Batch(x, torch.randint(2, (12,)))
     proposals = check(model, auxin.trace(model, x), samples, F.cross_entropy)
     assert [p.key for p in proposals] == ["deepen a", "deepen b", "widen weight"]
+
+
+def test_copies_alone_keep_a_net_to_its_family() -> None:
+    model, inputs = vit(dim=6, depth=2, heads=2).double(), images(4).inputs
+    graph = auxin.trace(model, inputs)
+    every, copies = (make_proposals(model, graph, widen=0, deepen=how) for how in (True, "copies"))
+    assert [p.name for p in copies] == ["blocks.0", "blocks.1"]
+    assert {p.name for p in every} > {p.name for p in copies}
+    assert (
+        make_proposals(vgg16(width=2), auxin.trace(vgg16(width=2), images(2).inputs.float()), widen=0, deepen="copies")
+        == []
+    )
+    with pytest.raises(ConfigError, match="copies"):
+        auxin.natural(deepen="layers")
