@@ -161,3 +161,44 @@ def test_copied_layers_train_with_checkpointed_activations() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer.step()
     assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items() if ".grown." in key)
+
+
+VISION: dict[str, tuple[str, dict[str, Any], int, tuple[str, ...]]] = {
+    "ViTForImageClassification": (
+        "ViTConfig",
+        {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32, "patch_size": 8},
+        16,
+        ("vit.layers.0", "vit.layers.1", "vit.layers.0"),
+    ),
+    "ConvNextForImageClassification": (
+        "ConvNextConfig",
+        {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 2, 1]},
+        64,
+        ("convnext.encoder.stages.1.layers.0", "convnext.encoder.stages.2.layers.0"),
+    ),
+    "ResNetForImageClassification": (
+        "ResNetConfig",
+        {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [2, 2], "layer_type": "basic"},
+        32,
+        ("resnet.encoder.stages.0.layers.1", "resnet.encoder.stages.1.layers.1", "resnet.encoder.stages.1.layers.1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_a_vision_model_gets_more_blocks_and_is_saved_as_one_of_its_class(name: str, tmp_path: Path) -> None:
+    config, settings, size, sites = VISION[name]
+    extra = {"image_size": size} if "patch_size" in settings else {}
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(getattr(transformers, config)(**settings, **extra)).eval()
+    images = torch.randn(2, 3, size, size)
+    graph = auxin.trace(model, {"pixel_values": images})
+    for site in sites:
+        auxin.deepen(model, site, graph=graph)
+    for parameter_name, parameter in model.named_parameters():
+        if ".grown." in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    auxin.unnest(model, {"pixel_values": images}).save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(images).logits, model(images).logits)

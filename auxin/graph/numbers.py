@@ -9,7 +9,7 @@ from torch import nn
 
 from auxin.graph.naming import CONTAINERS, GROWN
 
-NUMBER, COUNT = "layer_idx", "num_hidden_layers"
+NUMBER, COUNT, STAGES = "layer_idx", "num_hidden_layers", "depths"
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,19 @@ class LayerList:
         layers: The layers.
         numbers: The number of each, from zero on in any order; None if they have none, or others.
         config: The config object that counts them; None if there is none.
+        stage: In a network of several stages, the entry of its ``depths`` that does; None for ``num_hidden_layers``.
     """
 
     layers: tuple[nn.Module, ...]
     numbers: tuple[int, ...] | None
     config: Any
+    stage: int | None
 
     def per_layer(self) -> dict[str, list[Any]]:
         """Return the fields of the config with a value for each layer, such as ``layer_types``."""
+        fields = vars(self.config) if self.config is not None and self.stage is None else {}
         return {
-            name: value for name, value in (vars(self.config) if self.config is not None else {}).items()
+            name: value for name, value in fields.items()
             if "layer" in name and isinstance(value, list) and len(value) == len(self.layers)
         }  # fmt: skip
 
@@ -55,13 +58,24 @@ def layer_list(model: nn.Module, path: str) -> LayerList | None:
     found = [numbers_in(layer) for layer in layers]
     numbered = all(len(one) == 1 for one in found) and set().union(*found) == set(range(len(layers)))
     alike = numbered or len({type(layer) for layer in layers}) == 1
-    holders = [model.get_submodule(".".join(above[:depth])) for depth in range(len(above) - 1, -1, -1)]
-    config = next((one for one in (getattr(holder, "config", None) for holder in holders) if hasattr(one, COUNT)), None)
-    # A config of an encoder and a decoder counts them apart; where layers share a cache, their place decides which.
-    counts = getattr(config, COUNT, None) == len(layers) and not getattr(config, "is_encoder_decoder", False)
-    counts = counts and not getattr(config, "num_kv_shared_layers", 0)
+    config, stage = _counted_in(model, above, len(layers)) if alike else (None, None)
     numbers = tuple(next(iter(one)) for one in found) if numbered else None
-    return LayerList(tuple(layers), numbers, config if alike and counts else None)
+    return LayerList(tuple(layers), numbers, config, stage)
+
+
+def _counted_in(model: nn.Module, above: list[str], count: int) -> tuple[Any, int | None]:
+    """Return the nearest config above a list if it counts that many layers there, and the stage it counts them for."""
+    holders = (model.get_submodule(".".join(above[:depth])) for depth in range(len(above) - 1, -1, -1))
+    configs = (getattr(holder, "config", None) for holder in holders)
+    config = next((one for one in configs if hasattr(one, COUNT) or hasattr(one, STAGES)), None)
+    # A config of an encoder and a decoder counts them apart; where layers share a cache, their place decides which.
+    if config is None or getattr(config, "is_encoder_decoder", False) or getattr(config, "num_kv_shared_layers", 0):
+        return None, None
+    depths = getattr(config, STAGES, None)
+    if not depths:
+        return (config, None) if getattr(config, COUNT, None) == count else (None, None)
+    stage = next((int(part) for part in reversed(above) if part.isdigit()), len(depths))
+    return (config, stage) if stage < len(depths) and depths[stage] == count else (None, None)
 
 
 def copies_of(layer: nn.Module) -> list[nn.Module]:
