@@ -21,6 +21,8 @@ from auxin.planned import Planned
 from auxin.ranking import decide
 from auxin.similarity import Refinement, Similarity, batch_norms, model_inputs
 from auxin.surgery import History, apply
+from auxin.surgery.apply import as_list
+from auxin.surgery.optimizer import parameter_order
 from auxin.trial import resisting_groups
 from auxin.types import (
     Budget,
@@ -302,6 +304,7 @@ class Grower:
             "history": self.history.to_json(),
             "trigger": state() if state else None,
             "decisions": [decision.to_dict() for decision in self.decisions],
+            "optimizers": parameter_order(self.model, as_list(self.optimizer)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -311,7 +314,8 @@ class Grower:
             state: What ``state_dict`` returned.
 
         Raises:
-            CheckpointError: If the state belongs to another kind of trigger or the model has another size.
+            CheckpointError: If the state belongs to another kind of trigger, the model has another size, or an
+                optimizer has its parameters in another order, by which PyTorch would give them each other's state.
         """
         missing = {"history", "trigger"} - set(state)
         if missing:
@@ -323,6 +327,13 @@ class Grower:
             raise CheckpointError(
                 f"The history ends at {history.events[-1].parameters_after:,} parameters but the model has "
                 f"{self.graph.num_parameters():,}; replay the history on a fresh base model before resuming."
+            )
+        order, now = state.get("optimizers"), parameter_order(self.model, as_list(self.optimizer))
+        if order and now and order != now:
+            raise CheckpointError(
+                "The optimizer has its parameters in another order than the saved one had, and its state goes by the "
+                "order: build it on the base model and give both to History.replay. For an optimizer that starts anew "
+                "take 'optimizers' out of the state."
             )
         load = getattr(self.trigger, "load_state_dict", None)
         if (state.get("trigger") is None) != (load is None):

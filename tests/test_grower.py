@@ -87,6 +87,36 @@ def test_a_state_of_another_size_is_refused():
         new_grower(make(), None).load_state_dict(grower.state_dict())
 
 
+def test_an_optimizer_made_after_the_replay_of_new_layers_is_refused():
+    """PyTorch tells parameters by their order: the moments of one would go to another, or past its end."""
+    steps = [{"after": 1, "deepen": {"2": 1}}]
+    model = make()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    grower = auxin.Grower(model, optimizer, IMAGES[:2], trigger=auxin.planned(steps))
+    train(model, optimizer)
+    grower.step(0)
+    train(model, optimizer)
+    saved, weights = json.loads(json.dumps(grower.state_dict())), copy.deepcopy(model.state_dict())
+    moments = copy.deepcopy(optimizer.state_dict())
+
+    def resumed(first: bool, state: dict) -> torch.optim.Optimizer:
+        fresh = make()
+        before = torch.optim.Adam(fresh.parameters(), 0.01)
+        auxin.History.from_json(saved["history"]).replay(fresh, before)
+        second = before if first else torch.optim.Adam(fresh.parameters(), 0.01)
+        fresh.load_state_dict(weights)
+        second.load_state_dict(moments)
+        auxin.Grower(fresh, second, IMAGES[:2], trigger=auxin.planned(steps)).load_state_dict(state)
+        return second
+
+    again = resumed(True, saved)
+    for one, two in zip(optimizer.param_groups[0]["params"], again.param_groups[0]["params"], strict=True):
+        assert torch.equal(one, two) and torch.equal(optimizer.state[one]["exp_avg"], again.state[two]["exp_avg"])
+    with pytest.raises(CheckpointError, match=r"another order .* History\.replay"):
+        resumed(False, saved)
+    resumed(False, {key: value for key, value in saved.items() if key != "optimizers"})  # as the sentence says
+
+
 def test_until_caps_the_last_event_and_then_nothing_grows():
     model = make()
     grower = new_grower(model, None, until="params<=700", trigger=auxin.every(1))

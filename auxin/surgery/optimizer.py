@@ -20,6 +20,12 @@ AVERAGES = ("ax", "z", "lookahead_slow_buff")
 """States that start as a copy of the parameter and average it: of ASGD, schedule-free optimizers, timm's Lookahead."""
 
 
+def parameter_order(model: nn.Module, optimizers: Iterable[Optimizer]) -> list[list[list[str]]]:
+    """Return the names of the parameters in each group of each optimizer, in the order that its state goes by."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[[names.get(id(p), "") for p in group["params"]] for group in one.param_groups] for one in optimizers]
+
+
 def regather(tensor: Tensor, indices: Mapping[int, Tensor], fill: float | Tensor = 0.0) -> Tensor:
     """Return a tensor whose dimensions are rearranged; entries without a source get ``fill``.
 
