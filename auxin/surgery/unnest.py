@@ -109,7 +109,8 @@ def _runs_alike(model: nn.Module, moved: list[nn.Module], inputs: Inputs, expect
     finally:
         for hook in hooks:
             hook.remove()
-    return [*map(id, calls)] == [*map(id, moved)] and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
-        for a, b in zip(expected, outputs, strict=True)
+    if [*map(id, calls)] != [*map(id, moved)] or [a.shape for a in expected] != [b.shape for b in outputs]:
+        return False
+    return all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in zip(expected, outputs, strict=True)
     )
