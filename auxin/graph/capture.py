@@ -142,10 +142,15 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, buffer in model.named_buffers():
-            old = saved.get(name)
-            if old is not None and old.shape == buffer.shape and not torch.equal(buffer, old):
-                buffer.data.copy_(old)
+        restore_buffers(model, saved)
+
+
+def restore_buffers(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Give a model's buffers earlier values, but for those with another shape now."""
+    for name, buffer in model.named_buffers():
+        old = saved.get(name)
+        if old is not None and old.shape == buffer.shape and not torch.equal(buffer, old):
+            buffer.data.copy_(old)
 
 
 @contextmanager

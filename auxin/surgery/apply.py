@@ -14,7 +14,15 @@ from torch.optim import Optimizer
 from auxin.errors import AuxinError, ConfigError, GrowthError
 from auxin.graph import Graph, trace
 from auxin.graph.axes import Atom
-from auxin.graph.capture import clone_tensors, evaluation, kept_buffers, normalise_inputs, outputs_of, unwrap
+from auxin.graph.capture import (
+    clone_tensors,
+    evaluation,
+    kept_buffers,
+    normalise_inputs,
+    outputs_of,
+    restore_buffers,
+    unwrap,
+)
 from auxin.surgery.blocks import GROWN
 from auxin.surgery.configs import config_sizes, update_configs
 from auxin.surgery.deepen import check_deepen, deepen_model
@@ -106,12 +114,12 @@ def apply(
     except BaseException as error:
         change.rollback()
         graph.attributes = attributes
-        _restore_buffers(model, buffers)
+        restore_buffers(model, buffers)
         if not isinstance(error, Exception) or isinstance(error, ConfigError):
             raise
         explained = _explain(error, plan, current)
         raise explained from error
-    _restore_buffers(model, buffers)
+    restore_buffers(model, buffers)
     event = Event(
         method=plan.method,
         changes=tuple(work.changes),
@@ -260,14 +268,6 @@ def _require_equal(before: list[Tensor], moved: float) -> None:
             f"the output moved by {moved:.1e} although the plan promised to preserve it; the forward uses a size that "
             "did not grow with the model (a number in a slice or view), or reads the group in a way the graph missed"
         )
-
-
-def _restore_buffers(model: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Take back what running the model did to buffers that the plan did not resize."""
-    for name, buffer in model.named_buffers():
-        old = saved.get(name)
-        if old is not None and old.shape == buffer.shape:
-            buffer.data.copy_(old)
 
 
 def _explain(error: Exception, plan: GrowthPlan, current: str) -> GrowthError | AuxinError:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from auxin.graph.capture import copied
 from auxin.graph.naming import GROWN
+from auxin.surgery.numbers import number_copy
+from auxin.surgery.transaction import Transaction
 
 CONVOLUTIONS: dict[str, type[nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 NORMS: dict[str, type[nn.Module]] = {"conv1d": nn.BatchNorm1d, "conv2d": nn.BatchNorm2d, "conv3d": nn.BatchNorm3d}
@@ -141,20 +143,23 @@ def copy_block(host: nn.Module, neutral: Mapping[str, float]) -> nn.Module:
     return block
 
 
-def make_block(model: nn.Module, path: str, options: Mapping[str, Any]) -> nn.Module:
+def make_block(model: nn.Module, path: str, options: Mapping[str, Any], change: Transaction) -> nn.Module:
     """Return the block that options describe: a copy of the module at a path if they say how it starts, or a plain one.
 
     Args:
         model: The model.
         path: Path of the module that the block will follow.
         options: ``neutral``, or the keyword arguments of ``IdentityBlock``.
+        change: Where to record what changes in the model's config, if that counts its layers.
 
     Returns:
         The block, in the module's mode; in a copy each part keeps that of its original.
     """
     host = model.get_submodule(path)
     if "neutral" in options:
-        return copy_block(host, options["neutral"])
+        block = copy_block(host, options["neutral"])
+        number_copy(model, path, block, change)
+        return block
     return build_block(nearest_parameter(model, path), **options).train(host.training)
 
 

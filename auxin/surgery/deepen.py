@@ -14,7 +14,6 @@ from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs
 from auxin.surgery.blocks import GROWN, IdentityBlock, attach, detach_last, make_block
-from auxin.surgery.numbers import number_copy
 from auxin.surgery.optimizer import add_parameters
 from auxin.surgery.transaction import Transaction
 from auxin.types import Deepen, DepthSite
@@ -160,11 +159,9 @@ def deepen_model(
     existing = dict(model.named_parameters())
     inputs = list(batches) if batches is not None else [graph.example_inputs]
     for target in (model, *copies):
-        block = make_block(target, site.name, options)
+        block = make_block(target, site.name, options, change)
         if isinstance(block, IdentityBlock) and site.norm:
             block.calibrate(*channel_statistics(target, [site], inputs)[site.name])
-        if is_copy(site, op):
-            number_copy(target, site.name, block, change)
         place = target.get_submodule(site.name)
         attach(place, block)
         change.on_rollback(lambda place=place: detach_last(place))  # type: ignore[misc]

@@ -13,7 +13,6 @@ from auxin.errors import CheckpointError
 from auxin.graph.capture import repeats, unwrap
 from auxin.surgery.apply import as_list
 from auxin.surgery.blocks import GROWN, attach, make_block
-from auxin.surgery.numbers import number_copy
 from auxin.surgery.optimizer import add_parameters
 from auxin.surgery.transaction import Transaction, set_attribute
 from auxin.types import Event
@@ -125,11 +124,7 @@ def _replay(model: nn.Module, event: Event, optimizers: Sequence[Optimizer]) -> 
     blocks = {path: iter(options) for path, options in structure.blocks.items()}
     for path in (change.target for change in event.changes if change.kind == "deepen"):
         host, known = model.get_submodule(path), dict(model.named_parameters())
-        options = next(blocks[path])
-        block = make_block(model, path, options)
-        if "neutral" in options:
-            number_copy(model, path, block, Transaction())
-        attach(host, block)
+        attach(host, make_block(model, path, next(blocks[path]), Transaction()))
         new = {name: p for name, p in model.named_parameters() if name not in known and p.requires_grad}
         add_parameters(optimizers, model, new, path, Transaction())
     with torch.no_grad():
