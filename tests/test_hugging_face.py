@@ -19,6 +19,7 @@ SEQUENCES = {
     "decoder_attention_heads": 2, "encoder_ffn_dim": 23, "decoder_ffn_dim": 23, "max_position_embeddings": 32,
     "decoder_start_token_id": 2,
 }  # fmt: skip
+T5 = {"vocab_size": 50, "d_model": 16, "d_kv": 7, "d_ff": 23, "num_layers": 1, "num_heads": 3}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT2LMHeadModel": ("GPT2Config", {"vocab_size": 50, "n_embd": 24, "n_layer": 1, "n_head": 4}),
     "LlamaForCausalLM": ("LlamaConfig", GROUPED),
@@ -30,10 +31,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "MambaConfig",
         {"vocab_size": 50, "hidden_size": 20, "num_hidden_layers": 1, "state_size": 5, "time_step_rank": 3},
     ),
-    "T5ForConditionalGeneration": (
-        "T5Config",
-        {"vocab_size": 50, "d_model": 16, "d_kv": 7, "d_ff": 23, "num_layers": 1, "num_heads": 3},
-    ),
+    "T5ForConditionalGeneration": ("T5Config", T5),
     "BartForConditionalGeneration": ("BartConfig", SEQUENCES),
 }
 
@@ -91,18 +89,28 @@ LAYERS = {
     "MambaForCausalLM": (
         "MambaConfig", {"vocab_size": 50, "hidden_size": 20, "state_size": 5, "time_step_rank": 3}, "backbone.layers",
     ),
+    # Layers that return tuples.
+    "BloomForCausalLM": (
+        "BloomConfig", {"vocab_size": 50, "hidden_size": 24, "n_layer": 2, "n_head": 3}, "transformer.h",
+    ),
+    "FalconForCausalLM": ("FalconConfig", SMALL, "transformer.h"),
+    "MptForCausalLM": (
+        "MptConfig",
+        {"vocab_size": 50, "d_model": 24, "n_layers": 2, "n_heads": 3, "max_seq_len": 32},
+        "transformer.blocks",
+    ),
 }  # fmt: skip
 
 
 def language_model(name: str) -> tuple[Any, str]:
     config, settings, layers = LAYERS[name]
-    size = "n_layer" if "n_layer" in settings else "num_hidden_layers"
+    size = next((key for key in ("n_layer", "n_layers") if key in settings), "num_hidden_layers")
     torch.manual_seed(0)
     return getattr(transformers, name)(getattr(transformers, config)(**SPECIAL, **{**settings, size: 2})).eval(), layers
 
 
-def generated(model: Any, ids: torch.Tensor, **options: Any) -> torch.Tensor:
-    return model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None, **options)
+def generated(model: Any, *inputs: torch.Tensor, **options: Any) -> torch.Tensor:
+    return model.generate(*inputs, max_new_tokens=6, do_sample=False, eos_token_id=None, **options)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -163,6 +171,69 @@ def test_copied_layers_train_with_checkpointed_activations() -> None:
     assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items() if ".grown." in key)
 
 
+PAIRS = {
+    # Its generate() takes the encoder's number of layers for the decoder's.
+    "T5ForConditionalGeneration": (
+        "T5Config",
+        {**T5, "num_layers": 3, "num_decoder_layers": 2},
+        ("encoder.block.1", "decoder.block.1", "decoder.block.1"),
+    ),
+    "MBartForConditionalGeneration": (
+        "MBartConfig",
+        {**SEQUENCES, "encoder_layers": 2, "decoder_layers": 2},
+        ("model.encoder.layers.0", "model.decoder.layers.1", "model.decoder.layers.1"),
+    ),
+    "WhisperForConditionalGeneration": (
+        "WhisperConfig",
+        {
+            "vocab_size": 50, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2, "encoder_ffn_dim": 23, "decoder_ffn_dim": 23, "num_mel_bins": 8,
+            "max_source_positions": 10, "max_target_positions": 32,
+        },
+        ("model.encoder.layers.1", "model.decoder.layers.1", "model.decoder.layers.0"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_an_encoder_and_its_decoder_get_more_layers_and_are_saved_as_their_class(name: str, tmp_path: Path) -> None:
+    config, settings, sites = PAIRS[name]
+    torch.manual_seed(0)
+    settings = {key: value for key, value in settings.items() if name[0] != "W" or key != "max_position_embeddings"}
+    model = getattr(transformers, name)(
+        getattr(transformers, config)(
+            **{**SPECIAL, "decoder_start_token_id": 2},
+            **{key: value for key, value in settings.items() if key != "decoder_start_token_id"},
+        )
+    ).eval()
+    ids = torch.randint(3, 50, (2, 7))
+    source = {"input_features": torch.randn(2, 8, 20)} if name[0] == "W" else {"input_ids": ids}
+    inputs = {**source, "decoder_input_ids": ids}
+    graph = auxin.trace(model, inputs)
+    with torch.no_grad():
+        before, tokens = model(**inputs).logits, generated(model, **source)
+    sizes = model.config.to_dict()
+    for site in sites:
+        auxin.deepen(model, site, graph=graph)
+    changed = {key: value for key, value in model.config.to_dict().items() if sizes.get(key) != value}
+    assert sorted(value - sizes[key] for key, value in changed.items()) == [1, 2]
+    with torch.no_grad():
+        assert (model(**inputs).logits - before).abs().max() < 1e-5 * max(1.0, float(before.abs().max()))
+    assert torch.equal(generated(model, **source), tokens)
+    for parameter_name, parameter in model.named_parameters():
+        if ".grown." in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        after, tokens = model(**inputs).logits, generated(model, **source)
+    assert not torch.allclose(after, before, atol=1e-3)
+    assert torch.equal(generated(model, **source, use_cache=False), tokens)
+    auxin.unnest(model, inputs).save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, after)
+    assert torch.equal(generated(loaded, **source), tokens)
+
+
 VISION: dict[str, tuple[str, dict[str, Any], int, tuple[str, ...]]] = {
     "ViTForImageClassification": (
         "ViTConfig",
@@ -181,6 +252,12 @@ VISION: dict[str, tuple[str, dict[str, Any], int, tuple[str, ...]]] = {
         {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [2, 2], "layer_type": "basic"},
         32,
         ("resnet.encoder.stages.0.layers.1", "resnet.encoder.stages.1.layers.1", "resnet.encoder.stages.1.layers.1"),
+    ),
+    "SwinForImageClassification": (
+        "SwinConfig",
+        {"patch_size": 4, "embed_dim": 12, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+        32,
+        ("swin.encoder.layers.1.blocks.0",),
     ),
 }
 
@@ -202,3 +279,25 @@ def test_a_vision_model_gets_more_blocks_and_is_saved_as_one_of_its_class(name: 
     loaded = type(model).from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(loaded(images).logits, model(images).logits)
+
+
+def test_a_block_that_its_class_builds_by_its_place_is_reported() -> None:
+    """Every other block of Swin has shifted windows: a copy of one stands where the class puts the other kind."""
+    config = transformers.SwinConfig(
+        image_size=32, patch_size=2, embed_dim=12, depths=[2], num_heads=[2], window_size=4
+    )
+    model = transformers.SwinForImageClassification(config).eval()
+    images = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    auxin.deepen(model, "swin.encoder.layers.0.blocks.1", graph=auxin.trace(model, images))
+    with pytest.warns(UserWarning, match=r"makes swin.encoder.layers.0.blocks.2.shift_size 0, here it is 2"):
+        plain = auxin.unnest(model, images)
+    with torch.no_grad():
+        assert torch.equal(plain(**images).logits, model(**images).logits)
+
+
+def test_the_table_of_positions_that_only_the_first_layer_has_is_reported() -> None:
+    model = transformers.T5EncoderModel(transformers.T5Config(**T5)).eval()
+    ids = {"input_ids": torch.randint(3, 50, (2, 7))}
+    auxin.deepen(model, "encoder.block.0", graph=auxin.trace(model, ids))
+    with pytest.warns(UserWarning, match=r"makes encoder.block.1.*.has_relative_attention_bias False, here"):
+        auxin.unnest(model, ids)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from auxin.budgets import Allocated, Cap
 from auxin.errors import ConfigError
@@ -171,7 +171,7 @@ def _cost(model: nn.Module, graph: Graph, site: DepthSite, op: Deepen, positions
 
 @dataclass(frozen=True)
 class _Edge:
-    """Where a new layer would go: its positions for the example input, and whether the module takes one argument."""
+    """Where a new layer would go: its positions for the example input, whether one tensor enters and one leaves."""
 
     positions: int
     alone: bool
@@ -181,8 +181,9 @@ def _edges(model: nn.Module, graph: Graph) -> dict[str, _Edge]:
     """Return the edge of each site."""
     edges: dict[str, _Edge] = {}
 
-    def record(site: DepthSite, num_arguments: int, output: Tensor) -> None:
-        edges[site.name] = _Edge(output.numel() // output.shape[site.channel], num_arguments == 1)
+    def record(site: DepthSite, num_arguments: int, output: Any) -> None:
+        y = output[0] if isinstance(output, tuple) else output
+        edges[site.name] = _Edge(y.numel() // y.shape[site.channel], num_arguments == 1 and y is output)
 
     handles = [
         model.get_submodule(site.name).register_forward_hook(

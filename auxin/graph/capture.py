@@ -180,7 +180,7 @@ def quiet_export() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule, dict[str, str], set[str]]:
+def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule, dict[str, str], set[str], set[str]]:
     """Export a module in eval mode.
 
     Args:
@@ -189,7 +189,7 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
 
     Returns:
         The graph module, the parameter or buffer name behind each such placeholder (tied ones share the first name),
-        and the paths of modules that return one bare tensor.
+        the paths of modules that return one bare tensor, and of those that return a tuple with a tensor in front.
 
     Raises:
         TraceError: If ``torch.export`` cannot capture the forward, or it returns no tensor.
@@ -201,10 +201,13 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
     bare: set[str] = set()
+    first: set[str] = set()
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             bare.update(paths.get(id(module), ()))
+        elif type(output) is tuple and output and isinstance(output[0], Tensor):
+            first.update(paths.get(id(module), ()))
 
     def only_tensors(module: nn.Module, args: Any, output: Any) -> list[Tensor]:
         tensors = tensors_of(output)
@@ -243,7 +246,7 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
         for placeholder, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
         if name in by_name
     }
-    return program.graph_module, bound, bare
+    return program.graph_module, bound, bare, first
 
 
 def source_code(node: torch.fx.Node) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
 
 from auxin.graph.naming import CONTAINERS, GROWN, LINEAR, NORMS, operator_name, stack
-from auxin.graph.numbers import can_number_copies
+from auxin.graph.numbers import can_number_copies, layer_list
 from auxin.graph.values import Trace, Value
 
 MAPS = {*LINEAR, "addmm"}
@@ -18,7 +18,7 @@ NORMS_WITH_SCALE = {
 }  # fmt: skip
 VIEWS = {
     "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "flatten", "unflatten", "squeeze", "unsqueeze",
-    "contiguous", "clone", "alias", "expand", "slice", "roll", "movedim",
+    "contiguous", "clone", "alias", "expand", "slice", "roll", "movedim", "numpy_T",
 }  # fmt: skip
 CASTS = {"to", "_to_copy", "type_as"}
 KEEP_ZERO = {
@@ -41,16 +41,18 @@ class Residual:
     Attributes:
         neutral: Parameters within the module and their values with which f is zero: zero, or -1 where 1 is added.
         output: The node of y.
+        entering: How many tensors of x's shape enter the module, x among them.
     """
 
     neutral: tuple[tuple[str, float], ...]
     output: torch.fx.Node
+    entering: int
 
 
 def find_residuals(
-    trace: Trace, calls: Mapping[str, Mapping[str, list[torch.fx.Node]]], bare: Iterable[str]
+    trace: Trace, calls: Mapping[str, Mapping[str, list[torch.fx.Node]]], bare: Set[str], first: Set[str]
 ) -> dict[str, Residual]:
-    """Return the modules that are called once with a tensor x and return x + f(x), by path.
+    """Return the modules that are called once with a tensor x and return x + f(x), or a tuple with it, by path.
 
     f ends in parameters of the module: in a norm or linear map, a scale of each channel, or a product with one. Several
     such sums may follow each other, as attention and feed-forward do in a transformer's layer that normalises first. A
@@ -61,6 +63,7 @@ def find_residuals(
         trace: What propagation learnt.
         calls: For each module path its calls, and the nodes of each.
         bare: Paths of modules that return one tensor.
+        first: Paths of modules that return a tuple with a tensor in front.
 
     Returns:
         For each path what was found.
@@ -69,7 +72,7 @@ def find_residuals(
     trainable = {name for name, p in trace.model.named_parameters() if p.requires_grad or frozen_model}
     buffers = {name for name, _ in trace.model.named_buffers()}
     found: dict[str, Residual] = {}
-    for path in sorted(bare):
+    for path in sorted(bare | first):
         nodes = calls.get(path, {})
         if not path or len(nodes) != 1 or f".{GROWN}." in f".{path}.":
             continue
@@ -78,15 +81,23 @@ def find_residuals(
             continue
         grown = f"{path}.{GROWN}."
         own = [node for node in next(iter(nodes.values())) if not any(one.startswith(grown) for one in stack(node))]
-        one = _Search(trace, path, own, trainable, buffers).run()
+        one = _Search(trace, path, own, trainable, buffers).run(single=path in bare)
         if one is not None:
             found[path] = one
     lists = [path for path, module in trace.model.named_modules() if isinstance(module, CONTAINERS)]
     made_of = {
         path for path in found for inner in found for kept in lists
-        if inner.startswith(f"{kept}.") and kept.startswith(f"{path}.")
+        if inner.startswith(f"{kept}.") and kept.startswith(f"{path}.") and not _counted(trace.model, path)
     }  # fmt: skip
-    return {path: one for path, one in found.items() if path not in made_of}
+    # Two tensors of one shape enter: what is added may be another argument than the first.
+    several = {path for path, one in found.items() if one.entering > 1}
+    doubtful = {path for path in several if any(path.startswith(f"{outer}.") for outer in found)}
+    return {path: one for path, one in found.items() if path not in made_of | doubtful}
+
+
+def _counted(model: torch.nn.Module, path: str) -> bool:
+    layers = layer_list(model, path)
+    return layers is not None and bool(layers.counts)
 
 
 class _Search:
@@ -99,24 +110,29 @@ class _Search:
         self.trainable, self.buffers = trainable, buffers
         self.clamps: set[str] = set()
 
-    def run(self) -> Residual | None:
+    def run(self, single: bool) -> Residual | None:
         leaving = [node for node in self.nodes if any(user not in self.inside for user in node.users)]
-        if len(leaving) != 1:
+        if single and len(leaving) != 1:
             return None
-        (output,) = leaving
+        # Of a tuple's tensors (attention weights, a bias that the next layer reuses) one may be such a sum.
+        found = [one for node in leaving if (one := self._from(node)) is not None]
+        return found[0] if len(found) == 1 else None
+
+    def _from(self, output: torch.fx.Node) -> Residual | None:
         # Inner activations must leave the output's values alone.
         self.clamps = {"relu": {"relu"}, "relu6": {"relu", "relu6"}}.get(operator_name(output), set())
         origin, neutral = self._identity(output)
         if origin is None or not neutral or origin.meta["val"].shape != output.meta["val"].shape:
             return None
-        return Residual(tuple((name.removeprefix(f"{self.path}."), at) for name, at in neutral.items()), output)
+        before = {one for node in self.nodes for one in node.all_input_nodes if self._enters(one)}
+        entering = [one for one in before if one.meta["val"].shape == origin.meta["val"].shape]
+        own = tuple((name.removeprefix(f"{self.path}."), at) for name, at in neutral.items())
+        return Residual(own, output, len(entering))
 
     def _identity(self, node: torch.fx.Node) -> tuple[torch.fx.Node | None, Neutral]:
         """Return the node outside that this one equals once some parameters are neutral, and these; or None."""
         if node not in self.inside:
-            value = self.trace.values.get(node)
-            entered = isinstance(value, Value) and not value.pure and isinstance(node.meta.get("val"), torch.Tensor)
-            return (node if entered else None), {}
+            return (node if self._enters(node) else None), {}
         name = operator_name(node)
         if name in UNCHANGED or name in self.clamps:
             before: torch.fx.Node = node.args[0]  # type: ignore[assignment]
@@ -129,6 +145,11 @@ class _Search:
                 if ends is not None:
                     return origin, neutral | ends
         return None, {}
+
+    def _enters(self, node: torch.fx.Node) -> bool:
+        """Return whether a node is a tensor from outside that depends on the model's inputs."""
+        value, tensor = self.trace.values.get(node), isinstance(node.meta.get("val"), torch.Tensor)
+        return node not in self.inside and isinstance(value, Value) and not value.pure and tensor
 
     def _zero(self, node: object) -> Neutral | None:
         """Return parameters of the module and their values that make a node zero; None if there are none."""

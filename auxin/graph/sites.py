@@ -20,7 +20,9 @@ IDEMPOTENT = {"ReLU", "ReLU6"}
 ARGUMENTS = {"leaky_relu": ("negative_slope",), "elu": ("alpha",), "hardtanh": ("min_val", "max_val")}
 
 
-def find_sites(trace: Trace, graph: torch.fx.Graph, bare: Set[str]) -> tuple[tuple[DepthSite, Axis], ...]:
+def find_sites(
+    trace: Trace, graph: torch.fx.Graph, bare: Set[str], first: Set[str] = frozenset()
+) -> tuple[tuple[DepthSite, Axis], ...]:
     """Return one site per activation whose edge is the output of a module that is called once, and per residual block.
 
     The edge after the activation is taken where the activation ends a module; where it is a functional call inside a
@@ -30,6 +32,7 @@ def find_sites(trace: Trace, graph: torch.fx.Graph, bare: Set[str]) -> tuple[tup
         trace: What propagation learnt.
         graph: The captured graph.
         bare: Paths of modules that return one tensor, in no tuple or dict.
+        first: Paths of modules that return a tuple with a tensor in front.
 
     Returns:
         The sites, each with its channel axis, in the order of the forward.
@@ -60,7 +63,7 @@ def find_sites(trace: Trace, graph: torch.fx.Graph, bare: Set[str]) -> tuple[tup
         site = _site(trace, host, edge, node, after=bool(after) and last)
         if site is not None:
             sites[host], places[host] = site, node
-    for host, residual in find_residuals(trace, calls, bare).items():
+    for host, residual in find_residuals(trace, calls, bare, first).items():
         known = sites.get(host) or _bare_site(trace, host, residual.output)
         if known is not None:
             sites[host] = replace(known[0], neutral=residual.neutral), known[1]

@@ -50,7 +50,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """
     model = unwrap(model)
     example_inputs = clone_tensors(example_inputs)
-    module, bound, bare = capture(model, example_inputs)
+    module, bound, bare, first = capture(model, example_inputs)
     _drop_dead(module.graph)
     found = Trace(model)
     Propagator(found, bound).run(module.graph, module)
@@ -64,7 +64,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     _link_gpt_convs(model, axes, found)
     _link_literals(model, found)
     ordered = {name: axes[name] for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-    sites = find_sites(found, module.graph, bare)
+    sites = find_sites(found, module.graph, bare, first)
     untrained = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if untrained == trainable:  # a model that is only looked at
         untrained = set()

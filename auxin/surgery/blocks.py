@@ -163,10 +163,11 @@ def make_block(model: nn.Module, path: str, options: Mapping[str, Any], change: 
     return build_block(nearest_parameter(model, path), **options).train(host.training)
 
 
-def run_grown(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+def run_grown(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     """Forward hook: pass a module's output through the blocks inserted after it.
 
-    A copy of the module is called as the module was, with the output in place of the first argument.
+    A copy of the module is called as the module was, with the output in place of the first argument. Where the module
+    returns a tuple, the copies work on the first entry; the others stay the module's own.
 
     Args:
         module: The module.
@@ -177,14 +178,16 @@ def run_grown(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tens
     Returns:
         What the last block returned.
     """
+    y, *others = output if isinstance(output, tuple) else (output,)
     for block in module._modules[GROWN]:  # type: ignore[union-attr]
         if isinstance(block, IdentityBlock):
-            output = block(output)
+            y = block(y)
         elif args:
-            output = block(output, *args[1:], **kwargs)
+            y = block(y, *args[1:], **kwargs)
         else:
-            output = block(**{**kwargs, next(iter(kwargs)): output})
-    return output
+            y = block(**{**kwargs, next(iter(kwargs)): y})
+        y = y[0] if isinstance(y, tuple) else y
+    return (y, *others) if isinstance(output, tuple) else y
 
 
 def attach(host: nn.Module, block: nn.Module) -> None:

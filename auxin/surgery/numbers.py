@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from auxin.graph.numbers import COUNT, NUMBER, STAGES, copies_of, layer_list
+from auxin.graph.numbers import NUMBER, copies_of, layer_list
 from auxin.surgery.transaction import Transaction
 
 
@@ -30,16 +30,12 @@ def number_copy(model: nn.Module, path: str, block: nn.Module, change: Transacti
     source, after = (found.numbers[place], count) if found.numbers else (place, place + 1 + len(copies_of(host)))
     for name, values in found.per_layer().items():
         change.set_attribute(found.config, name, [*values[:after], values[source], *values[after:]])
-    if found.config is not None and found.stage is not None:
-        depths = list(getattr(found.config, STAGES))
-        depths[found.stage] += 1
-        change.set_attribute(found.config, STAGES, depths)
-    elif found.config is not None:
-        change.set_attribute(found.config, COUNT, count + 1)
+    for one in found.counts:
+        change.set_attribute(one.config, one.field, one.after(count + 1))
 
 
 def set_number(layer: nn.Module, number: int) -> None:
     """Set the number that a layer and the modules within it go by."""
     for part in layer.modules():
-        if hasattr(part, NUMBER):
+        if getattr(part, NUMBER, None) is not None:
             setattr(part, NUMBER, number)

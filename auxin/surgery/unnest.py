@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterable
 from functools import partial
 from itertools import count
@@ -31,6 +33,10 @@ def unnest(model: nn.Module, example_inputs: Any) -> nn.Module:
     Blocks after a module that is no entry of such a list stay where they are. So do those of a list that the forward
     does not run through from end to end, because it picks entries by their index.
 
+    Some classes build a layer by its place: every other one of Swin has shifted windows, only the first of T5 has a
+    table of relative positions. Where ``from_pretrained`` may build another layer than the one that stands there now, a
+    warning says so.
+
     Args:
         model: A grown model; it stays as it is.
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments, to see that the function is the
@@ -53,6 +59,7 @@ def unnest(model: nn.Module, example_inputs: Any) -> nn.Module:
     plain = copied(model, shared=[*model.parameters(), *model.buffers()])
     with kept_buffers(plain):
         expected = outputs_of(plain, inputs)
+        changed: list[nn.Module] = []
         # Inner lists first: the paths of what is yet to come stay true.
         for path, part in reversed(list(plain.named_modules())):
             if isinstance(part, (nn.Sequential, nn.ModuleList)):
@@ -60,6 +67,11 @@ def unnest(model: nn.Module, example_inputs: Any) -> nn.Module:
                 moved = _spread(plain, path, part, change)
                 if moved and not _runs_alike(plain, moved, inputs, expected):
                     change.rollback()
+                elif moved:
+                    changed.append(part)
+    unlike = _unlike_its_class(plain, changed)
+    if unlike:
+        warnings.warn(f"{unlike}: from_pretrained may make another model than this one.", stacklevel=2)
     return plain
 
 
@@ -114,3 +126,39 @@ def _runs_alike(model: nn.Module, moved: list[nn.Module], inputs: Inputs, expect
     return all(
         torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in zip(expected, outputs, strict=True)
     )
+
+
+def _unlike_its_class(model: nn.Module, lists: list[nn.Module]) -> str:
+    """Return the first thing in some lists that is not as a Hugging Face class makes it from the config; "" if none."""
+    if not hasattr(model, "config") or not hasattr(model, "from_pretrained"):
+        return ""
+    try:
+        with torch.device("meta"):
+            made = dict(type(model)(copy.deepcopy(model.config)).named_modules())
+    except Exception:  # whatever its class needs beside a config
+        return ""
+    paths = [path for path, part in model.named_modules() if any(part is one for one in lists)]
+    for name, module in model.named_modules():
+        if not any(name.startswith(f"{path}.") for path in paths):
+            continue
+        other = made.get(name)
+        if other is None or type(other) is not type(module):
+            return f"{type(model).__name__} has no {type(module).__name__} at {name!r}"
+        mine, its = _described(module), _described(other)
+        for key in [*mine, *its]:
+            if mine.get(key) != its.get(key):
+                return f"{type(model).__name__} makes {name}.{key} {its.get(key)}, here it is {mine.get(key)}"
+    return ""
+
+
+def _described(module: nn.Module) -> dict[str, Any]:
+    """Return what tells one layer of a class from another: the shapes of its parameters, its numbers, names and flags.
+
+    Rates of dropout are left out, which change by the depth in some classes.
+    """
+    shapes = {name: f"of shape {tuple(parameter.shape)}" for name, parameter in module.named_parameters(recurse=False)}
+    plain = {
+        name: value for name, value in vars(module).items()
+        if isinstance(value, (int, float, str)) and name != "training" and name[0] != "_" and "drop" not in name
+    }  # fmt: skip
+    return shapes | plain
