@@ -32,11 +32,13 @@ class Step:
         after: Epochs trained by then, counted from 1.
         widen: Sizes to reach: name or regular expression of width groups, and units; a group that has as many stays.
         deepen: Layers to add: name or regular expression of depth sites, and how many at each.
+        fresh: Share of the weights of copies of residual blocks that is drawn anew, 0 to 1; None as in ``Deepen``.
     """
 
     after: int
     widen: dict[str, int] = field(default_factory=dict)
     deepen: dict[str, int] = field(default_factory=dict)
+    fresh: float | None = None
 
     def __post_init__(self) -> None:
         if type(self.after) is not int or self.after < 1:
@@ -150,7 +152,7 @@ class Planned:
         sizes = {name: size for pattern, size in step.widen.items() for name in _groups(graph, pattern)}
         widened = [Widen(name, size - graph[name].size) for name, size in sizes.items() if size > graph[name].size]
         layers = {name: number for pattern, number in step.deepen.items() for name in _sites(graph, pattern)}
-        added = [Deepen(name) for name, number in layers.items() for _ in range(number)]
+        added = [Deepen(name, fresh=step.fresh) for name, number in layers.items() for _ in range(number)]
         if not widened and not added:
             return Decision(epoch, f"the sizes planned after epoch {step.after} are there already")
         winner = [f"widen {op.group} by {op.by}" for op in widened] + [f"deepen {op.site}" for op in added]

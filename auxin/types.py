@@ -152,12 +152,15 @@ class Deepen:
             position, and for a copy.
         noise: Standard deviation of noise added to the identity weights, or to a copy's zeros.
         copy: Whether to insert a copy of the module, or a plain block; None copies it where it is a residual block.
+        fresh: Share s of a copy's weights that is drawn anew, 0 to 1: w ← sqrt(1 − s²)·w + s·rms(w)·ξ with ξ standard
+            normal, for each matrix or kernel; None is 0 for the first copy of a module and ``FRESH`` for further ones.
     """
 
     site: str
     kernel_size: int = 3
     noise: float = 0.0
     copy: bool | None = None
+    fresh: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ ARGUMENTS = {"leaky_relu": ("negative_slope",), "elu": ("alpha",), "hardtanh": (
 
 
 def find_sites(
-    trace: Trace, graph: torch.fx.Graph, bare: Set[str], first: Set[str] = frozenset()
+    trace: Trace, graph: torch.fx.Graph, bare: Set[str], first: Set[str]
 ) -> tuple[tuple[DepthSite, Axis], ...]:
     """Return one site per activation whose edge is the output of a module that is called once, and per residual block.
 

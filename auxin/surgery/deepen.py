@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +18,9 @@ from auxin.surgery.blocks import GROWN, IdentityBlock, attach, detach_last, make
 from auxin.surgery.optimizer import add_parameters
 from auxin.surgery.transaction import Transaction
 from auxin.types import Deepen, DepthSite
+
+FRESH = 0.5
+"""Share of the weights of a second copy of one module that is drawn anew: equal copies would be trained alike."""
 
 
 def check_deepen(graph: Graph, model: nn.Module, op: Deepen) -> None:
@@ -136,6 +140,22 @@ def _norms_in_training(model: nn.Module) -> Iterator[None]:
             module._buffers.update(running_mean=mean, running_var=variance, num_batches_tracked=count)
 
 
+@torch.no_grad()
+def _draw_anew(
+    block: nn.Module, share: float, neutral: Container[str], drawn: dict[str, Tensor], generator: torch.Generator
+) -> None:
+    """Draw a share of a copy's matrices and kernels anew; averaged copies of the model get the same numbers."""
+    for name, weight in block.named_parameters():
+        if name in neutral or weight.numel() == max(weight.shape, default=1) or not weight.numel():
+            continue  # what is zero, and vectors: scales and shifts, which say how large things are
+        if name not in drawn:
+            drawn[name] = torch.randn(
+                weight.shape, generator=generator, dtype=torch.promote_types(weight.dtype, torch.float32)
+            )
+        size = weight.abs().square().mean().sqrt()
+        weight.mul_(math.sqrt(1 - share**2)).add_(share * size * drawn[name].to(weight))
+
+
 def deepen_model(
     model: nn.Module, graph: Graph, op: Deepen, optimizers: Sequence[Optimizer], copies: Sequence[nn.Module],
     batches: Iterable[Any] | None, generator: torch.Generator, change: Transaction,
@@ -158,8 +178,12 @@ def deepen_model(
     site, options = graph.site(op.site), block_options(graph.site(op.site), op)
     existing = dict(model.named_parameters())
     inputs = list(batches) if batches is not None else [graph.example_inputs]
+    share = op.fresh if op.fresh is not None else FRESH * hasattr(model.get_submodule(site.name), GROWN)
+    drawn: dict[str, Tensor] = {}
     for target in (model, *copies):
         block = make_block(target, site.name, options, change)
+        if "neutral" in options and share:
+            _draw_anew(block, share, options["neutral"], drawn, generator)
         if isinstance(block, IdentityBlock) and site.norm:
             block.calibrate(*channel_statistics(target, [site], inputs)[site.name])
         place = target.get_submodule(site.name)
