@@ -78,6 +78,7 @@ def deepen(
     kernel_size: int = 3,
     noise: float = 0.0,
     copy: bool | None = None,
+    fresh: float | None = None,
     seed: int = 0,
 ) -> Event:
     """Insert a block that starts as the identity after a module, in place.
@@ -95,7 +96,9 @@ def deepen(
         kernel_size: Odd size of the convolution's kernel; 1 where the edge has a single position (a pooled map).
         noise: Standard deviation of noise on the identity weights; 0 preserves the function.
         copy: Whether to copy the module that the block follows; None does so where it is a residual block.
-        seed: Seed of the noise.
+        fresh: Share of a copy's weights that is drawn anew, 0 to 1; the function does not see it, as f starts at zero.
+            None is 0 for the first copy of a module and 0.5 for further ones, which would be trained alike.
+        seed: Seed of the noise, and of what is drawn anew.
 
     Returns:
         What changed.
@@ -105,6 +108,6 @@ def deepen(
         GrowthError: If the grown model fails; everything is restored.
     """
     name = site.name if isinstance(site, DepthSite) else site
-    plan = GrowthPlan("identity", (Deepen(name, kernel_size, noise, copy),), preserves=noise == 0)
+    plan = GrowthPlan("identity", (Deepen(name, kernel_size, noise, copy, fresh),), preserves=noise == 0)
     generator = torch.Generator().manual_seed(seed)
     return apply(plan, model, graph, optimizer=optimizer, ema=ema, batches=batches, generator=generator)

@@ -43,6 +43,8 @@ class Step:
     def __post_init__(self) -> None:
         if type(self.after) is not int or self.after < 1:
             raise ConfigError(f"A planned step is after epoch {self.after!r}: give a whole number, 1 or more.")
+        if self.fresh is not None and not (type(self.fresh) in (int, float) and 0 <= self.fresh <= 1):
+            raise ConfigError(f"The step planned after epoch {self.after} has fresh {self.fresh!r}: give 0 to 1.")
         if not self.widen and not self.deepen:
             raise ConfigError(f"The step planned after epoch {self.after} does nothing: give widen or deepen.")
         for pattern, number in (*self.widen.items(), *self.deepen.items()):
@@ -90,7 +92,7 @@ class Planned:
             try:
                 made.append(step if isinstance(step, Step) else Step(**step))
             except TypeError as error:
-                raise ConfigError(f"A planned step has after, widen and deepen, not {step!r}.") from error
+                raise ConfigError(f"A planned step has after, widen, deepen and fresh, not {step!r}.") from error
         self.steps = sorted(made, key=lambda step: step.after)
         repeated = [a.after for a, b in zip(self.steps, self.steps[1:], strict=False) if a.after == b.after]
         if repeated:
@@ -152,7 +154,11 @@ class Planned:
         sizes = {name: size for pattern, size in step.widen.items() for name in _groups(graph, pattern)}
         widened = [Widen(name, size - graph[name].size) for name, size in sizes.items() if size > graph[name].size]
         layers = {name: number for pattern, number in step.deepen.items() for name in _sites(graph, pattern)}
-        added = [Deepen(name, fresh=step.fresh) for name, number in layers.items() for _ in range(number)]
+        added = [
+            Deepen(name, fresh=step.fresh if graph.site(name).neutral else None)
+            for name, number in layers.items()
+            for _ in range(number)
+        ]
         if not widened and not added:
             return Decision(epoch, f"the sizes planned after epoch {step.after} are there already")
         winner = [f"widen {op.group} by {op.by}" for op in widened] + [f"deepen {op.site}" for op in added]

@@ -103,7 +103,7 @@ def test_a_name_inside_an_added_layer_is_looked_up_when_it_is_there():
         ([{"after": 1, "widen": {"0": 1.5}}], "give a whole number"),
         ([{"after": 1, "deepen": {"1": 0}}], "give a whole number"),
         ([{"after": 1}], "does nothing"),
-        ([{"after": 1, "wide": {"0": 12}}], "after, widen and deepen"),
+        ([{"after": 1, "wide": {"0": 12}}], "after, widen, deepen and fresh"),
         ([{"after": 1, "widen": {"0": 12}}, {"after": 1, "deepen": {"1": 1}}], "Two steps"),
         ([], "empty"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,13 @@ def check_deepen(graph: Graph, model: nn.Module, op: Deepen) -> None:
         raise ConfigError(f"An identity convolution needs an odd kernel size, not {op.kernel_size}.")
     if op.noise < 0:
         raise ConfigError(f"The noise of a new layer is a standard deviation of 0 or more, not {op.noise}.")
+    if op.fresh is not None:
+        if op.copy is False or not site.neutral:
+            raise ConfigError(
+                f"Only a copy has weights to draw anew, and {op.site!r} gets a plain block: leave fresh out."
+            )
+        if not 0 <= op.fresh <= 1:
+            raise ConfigError(f"The share of a copy's weights that is drawn anew is {op.fresh}: give 0 to 1.")
     host = model.get_submodule(site.name)
     taken = getattr(host, GROWN, None)
     if taken is not None and not (isinstance(taken, nn.Sequential) and GROWN in host._modules):
@@ -140,20 +147,26 @@ def _norms_in_training(model: nn.Module) -> Iterator[None]:
             module._buffers.update(running_mean=mean, running_var=variance, num_batches_tracked=count)
 
 
+def _draw(block: nn.Module, neutral: Container[str], number: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return normal numbers for the matrices and kernels of a copy, others for each copy of a module.
+
+    Left out are what starts at zero, and vectors: scales and shifts, which say how large things are.
+    """
+    own = torch.Generator().manual_seed(number + int(torch.randint(2**62, (), generator=generator)))
+    return {
+        name: torch.randn(weight.shape, generator=own, dtype=torch.promote_types(weight.dtype, torch.float32))
+        for name, weight in block.named_parameters()
+        if name not in neutral and weight.numel() > max(weight.shape, default=1)
+    }
+
+
 @torch.no_grad()
-def _draw_anew(
-    block: nn.Module, share: float, neutral: Container[str], drawn: dict[str, Tensor], generator: torch.Generator
-) -> None:
-    """Draw a share of a copy's matrices and kernels anew; averaged copies of the model get the same numbers."""
-    for name, weight in block.named_parameters():
-        if name in neutral or weight.numel() == max(weight.shape, default=1) or not weight.numel():
-            continue  # what is zero, and vectors: scales and shifts, which say how large things are
-        if name not in drawn:
-            drawn[name] = torch.randn(
-                weight.shape, generator=generator, dtype=torch.promote_types(weight.dtype, torch.float32)
-            )
+def _renew(block: nn.Module, share: float, drawn: Mapping[str, Tensor]) -> None:
+    """Replace a share of some weights by random numbers of their size: w ← sqrt(1 − s²)·w + s·rms(w)·ξ."""
+    for name, numbers in drawn.items():
+        weight = block.get_parameter(name)
         size = weight.abs().square().mean().sqrt()
-        weight.mul_(math.sqrt(1 - share**2)).add_(share * size * drawn[name].to(weight))
+        weight.mul_(math.sqrt(1 - share**2)).add_(share * size * numbers.to(weight))
 
 
 def deepen_model(
@@ -178,12 +191,14 @@ def deepen_model(
     site, options = graph.site(op.site), block_options(graph.site(op.site), op)
     existing = dict(model.named_parameters())
     inputs = list(batches) if batches is not None else [graph.example_inputs]
-    share = op.fresh if op.fresh is not None else FRESH * hasattr(model.get_submodule(site.name), GROWN)
-    drawn: dict[str, Tensor] = {}
+    number = len(getattr(model.get_submodule(site.name), GROWN, ()))
+    share = op.fresh if op.fresh is not None else FRESH * bool(number)
+    drawn: dict[str, Tensor] | None = None  # averaged copies get the same numbers
     for target in (model, *copies):
         block = make_block(target, site.name, options, change)
         if "neutral" in options and share:
-            _draw_anew(block, share, options["neutral"], drawn, generator)
+            drawn = _draw(block, options["neutral"], number, generator) if drawn is None else drawn
+            _renew(block, share, drawn)
         if isinstance(block, IdentityBlock) and site.norm:
             block.calibrate(*channel_statistics(target, [site], inputs)[site.name])
         place = target.get_submodule(site.name)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import auxin
 from auxin.errors import ConfigError, GrowthError
-from auxin.models.resnet import ResNet20
+from auxin.models.resnet import BasicBlock, ResNet20
 from auxin.models.vit import ViT
 from auxin.surgery import apply
 from auxin.types import Deepen, GrowthPlan, Widen
@@ -203,9 +203,61 @@ def test_noise_moves_the_zeros():
     assert torch.equal(block.conv2.weight, model.stage1[1].conv2.weight)
 
 
+def likeness(one: nn.Module, other: nn.Module) -> float:
+    """Return the cosine similarity of two blocks' first kernels or matrices."""
+    weights = [block.conv1.weight if isinstance(one, BasicBlock) else block.up.weight for block in (one, other)]
+    return torch.nn.functional.cosine_similarity(*(weight.flatten() for weight in weights), dim=0).item()
+
+
+@pytest.mark.parametrize("build, site", [(resnet, "stage1.1"), (vit, "blocks.0")])
+def test_further_copies_of_a_block_are_no_twins(build, site):
+    """The first copy is one; each later one has a cosine of sqrt(1 - 1/4) with it, in one event or in several."""
+    model = build()
+    graph = auxin.trace(model, IMAGES)
+    before = model.eval()(IMAGES)
+    auxin.deepen(model, site, graph=graph)
+    auxin.deepen(model, site, graph=graph)
+    apply(GrowthPlan("hand", (Deepen(site), Deepen(site))), model, graph)
+    assert torch.allclose(model.eval()(IMAGES), before, rtol=0, atol=1e-10)
+    host = model.get_submodule(site)
+    first, *others = host.grown
+    assert likeness(host, first) == pytest.approx(1)
+    for number, block in enumerate(others):
+        assert 0.75 < likeness(host, block) < 0.95
+        assert all(likeness(block, later) < 0.9 for later in others[number + 1 :])
+        for (name, old), new in zip(first.named_parameters(), block.parameters(), strict=True):
+            assert old.dim() > 1 or torch.equal(old, new), name  # norms and biases are those of the block
+
+
+def test_a_copy_of_fresh_weights_has_their_size_and_is_another_with_another_seed():
+    blocks = []
+    for seed in (0, 0, 1):
+        model = vit()
+        auxin.deepen(model, "blocks.0", graph=auxin.trace(model, IMAGES), fresh=1.0, seed=seed)
+        blocks.append(model.blocks[0].grown[0])
+    host = model.blocks[0]
+    assert torch.equal(blocks[0].up.weight, blocks[1].up.weight)
+    assert all(abs(likeness(one, other)) < 0.3 for one, other in [(blocks[0], blocks[2]), (host, blocks[0])])
+    assert blocks[0].up.weight.std().item() == pytest.approx(host.up.weight.std().item(), rel=0.3)
+    assert not blocks[0].down.weight.any()
+
+
+def test_averaged_weights_get_the_same_fresh_numbers():
+    model = resnet()
+    ema = torch.optim.swa_utils.AveragedModel(model)
+    auxin.deepen(model, "stage1.1", graph=auxin.trace(model, IMAGES), ema=[ema], fresh=0.5)
+    assert torch.equal(ema.module.stage1[1].grown[0].conv1.weight, model.stage1[1].grown[0].conv1.weight)
+
+
 def test_what_does_not_fit_is_one_sentence():
     model = resnet()
     graph = auxin.trace(model, IMAGES)
+    with pytest.raises(ConfigError, match=r"drawn anew is 2: give 0 to 1"):
+        auxin.deepen(model, "stage1.1", graph=graph, fresh=2)
+    with pytest.raises(ConfigError, match=r"'stage1\.1\.act1' gets a plain block: leave fresh out"):
+        auxin.deepen(model, "stage1.1.act1", graph=graph, fresh=0.5)
+    with pytest.raises(ConfigError, match=r"after epoch 1 has fresh 1\.5: give 0 to 1"):
+        auxin.planned([{"after": 1, "deepen": {"stage1.1": 1}, "fresh": 1.5}])
     with pytest.raises(ConfigError, match=r"'stage1\.1\.act1' is no residual block"):
         auxin.deepen(model, "stage1.1.act1", graph=graph, copy=True)
     with pytest.raises(ConfigError, match=r"No activation ends 'stage1\.1', so only a copy"):
@@ -214,12 +266,13 @@ def test_what_does_not_fit_is_one_sentence():
 
 def test_a_plan_deepens_a_resnet_by_its_blocks():
     model = resnet()
-    plan = auxin.planned([{"after": 1, "deepen": {r"stage1\.\d": 2}}])
+    plan = auxin.planned([{"after": 1, "deepen": {r"stage1\.\d": 2}, "fresh": 0}])
     grower = auxin.Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), IMAGES, trigger=plan)
     assert "copy of the residual block" in str(grower.graph)
     event = grower.step(0, loader=[IMAGES])
     assert event is not None and event.max_change < 1e-10
     assert [len(block.grown) for block in model.stage1] == [2, 2]
+    assert all(likeness(*block.grown) == pytest.approx(1) for block in model.stage1)
 
 
 class Decoder(nn.Module):
