@@ -108,6 +108,6 @@ def deepen(
         GrowthError: If the grown model fails; everything is restored.
     """
     name = site.name if isinstance(site, DepthSite) else site
-    plan = GrowthPlan("identity", (Deepen(name, kernel_size, noise, copy, fresh),), preserves=noise == 0)
+    plan = GrowthPlan("identity", (Deepen(name, kernel_size, noise, copy, fresh, seed),), preserves=noise == 0)
     generator = torch.Generator().manual_seed(seed)
     return apply(plan, model, graph, optimizer=optimizer, ema=ema, batches=batches, generator=generator)

@@ -138,7 +138,7 @@ class Planned:
             loader: Batches that the norms of new layers are calibrated on; None uses the example input.
             loss_fn: Not used.
             cap: Must be None: a plan says itself where growth ends.
-            generator: Not used.
+            generator: Its seed is that of the copies' fresh weights.
 
         Returns:
             The decision.

@@ -154,6 +154,7 @@ class Deepen:
         copy: Whether to insert a copy of the module, or a plain block; None copies it where it is a residual block.
         fresh: Share s of a copy's weights that is drawn anew, 0 to 1: w ← sqrt(1 − s²)·w + s·rms(w)·ξ with ξ standard
             normal, for each matrix or kernel; None is 0 for the first copy of a module and ``FRESH`` for further ones.
+        seed: Seed of ξ, which is another one for each site and each copy there.
     """
 
     site: str
@@ -161,6 +162,7 @@ class Deepen:
     noise: float = 0.0
     copy: bool | None = None
     fresh: float | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def make_proposals(
         kernel_size: Of inserted convolutions.
         noise: Standard deviation of noise on the identity weights.
         cap: A size the model may not exceed; wider proposals shrink to fit it.
-        generator: Source of the new units' weights.
+        generator: Source of the new units' weights; its seed is that of copies' fresh weights.
 
     Returns:
         The proposals, depth first, in the order of the model.
@@ -88,7 +88,8 @@ def make_proposals(
         names = [g.name for g in graph.growable()] + [s.name for s in graph.sites]
         if not any(_inside(name, path) for name in names):
             raise ConfigError(f"Nothing inside {path!r} can grow; the width groups and sites are: {', '.join(names)}.")
-    layer = Deepen("", kernel_size, noise, copy=True if deepen == "copies" else None)
+    copy, seed = (True if deepen == "copies" else None), generator.initial_seed()
+    layer = Deepen("", kernel_size, noise, copy, seed=seed)
     found = _layers(model, graph, within or blocks, max_layers, layer, cap) if deepen else []
     groups = [g.name for g in graph.growable() if _widens(graph, g.name)]
     groups = [name for name in groups if within is None or any(_inside(name, path) for path in within)]

@@ -17,7 +17,7 @@ from auxin.shadow import Shadow
 from auxin.statistics.batches import Batch
 from auxin.statistics.fisher import CURRENT, Share
 from auxin.statistics.persample import Attachment, take
-from auxin.surgery.blocks import GROWN, build_block, copy_block
+from auxin.surgery.blocks import GROWN, build_block, copy_block, renew
 from auxin.surgery.calibrate import calibrate_channels
 from auxin.surgery.deepen import block_options, channel_statistics, is_copy
 from auxin.types import Deepen, GrowthPlan, LossFn, Widen
@@ -128,15 +128,16 @@ class _Trial:
             site = sites[op.site]
             old = (gather_index(axes[op.site], sources) >= 0).nonzero().flatten()
             options, learnt = block_options(site, op), None
+            there = len(getattr(self.model.get_submodule(op.site), GROWN, ()))
             if is_copy(site, op):
                 block: nn.Module = copy_block(model.get_submodule(op.site), options["neutral"]).to(like)
+                renew(block, options["neutral"], op, there)
                 learnt = frozenset(options["neutral"])  # nothing before what makes it zero has a gradient
             else:
                 block = plain = build_block(like, **options)
                 if site.norm:
                     plain.calibrate(*(moment[old.to(moment.device)] for moment in statistics[op.site]))
             block.requires_grad_(False).eval()
-            there = len(getattr(self.model.get_submodule(op.site), GROWN, ()))
             kept = old if self.shadow.by else None
             one = Attachment(block, f"{op.site}.{GROWN}.{there}", site.channel, kept, learnt)
             self.attached[op.site] = one

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,14 @@ from auxin.graph.capture import copied
 from auxin.graph.naming import GROWN
 from auxin.surgery.numbers import number_copy
 from auxin.surgery.transaction import Transaction
+from auxin.types import Deepen
 
 CONVOLUTIONS: dict[str, type[nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 NORMS: dict[str, type[nn.Module]] = {"conv1d": nn.BatchNorm1d, "conv2d": nn.BatchNorm2d, "conv3d": nn.BatchNorm3d}
+
+
+FRESH = 0.5
+"""Share of the weights of a second copy of one module that is drawn anew: equal copies would be trained alike."""
 
 
 class Blend(nn.Module):
@@ -141,6 +148,28 @@ def copy_block(host: nn.Module, neutral: Mapping[str, float]) -> nn.Module:
         for name, value in neutral.items():
             block.get_parameter(name).fill_(value)
     return block
+
+
+@torch.no_grad()
+def renew(block: nn.Module, neutral: Container[str], op: Deepen, number: int) -> None:
+    """Draw a share s of a copy's matrices and kernels anew: w ← sqrt(1 − s²)·w + s·rms(w)·ξ, ξ standard normal.
+
+    Left out are what starts at zero, and vectors: scales and shifts, which say how large things are.
+
+    Args:
+        block: The copy.
+        neutral: Names of what starts at zero.
+        op: The insertion: its share, its seed and its site.
+        number: Copies that the module has already.
+    """
+    share = op.fresh if op.fresh is not None else FRESH * bool(number)
+    generator = torch.Generator().manual_seed(crc32(f"{op.seed} {op.site} {number}".encode()))
+    for name, weight in block.named_parameters() if share else ():
+        if name not in neutral and weight.numel() > max(weight.shape, default=1):
+            kind = torch.complex64 if weight.is_complex() else torch.float32
+            numbers = torch.randn(weight.shape, generator=generator, dtype=kind).to(weight)
+            size = weight.abs().square().mean().sqrt()
+            weight.mul_(math.sqrt(1 - share**2)).add_(share * size * numbers)
 
 
 def make_block(model: nn.Module, path: str, options: Mapping[str, Any], change: Transaction) -> nn.Module:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +13,10 @@ from torch.optim import Optimizer
 from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs
-from auxin.surgery.blocks import GROWN, IdentityBlock, attach, detach_last, make_block
+from auxin.surgery.blocks import GROWN, IdentityBlock, attach, detach_last, make_block, renew
 from auxin.surgery.optimizer import add_parameters
 from auxin.surgery.transaction import Transaction
 from auxin.types import Deepen, DepthSite
-
-FRESH = 0.5
-"""Share of the weights of a second copy of one module that is drawn anew: equal copies would be trained alike."""
 
 
 def check_deepen(graph: Graph, model: nn.Module, op: Deepen) -> None:
@@ -147,28 +143,6 @@ def _norms_in_training(model: nn.Module) -> Iterator[None]:
             module._buffers.update(running_mean=mean, running_var=variance, num_batches_tracked=count)
 
 
-def _draw(block: nn.Module, neutral: Container[str], number: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return normal numbers for the matrices and kernels of a copy, others for each copy of a module.
-
-    Left out are what starts at zero, and vectors: scales and shifts, which say how large things are.
-    """
-    own = torch.Generator().manual_seed(number + int(torch.randint(2**62, (), generator=generator)))
-    return {
-        name: torch.randn(weight.shape, generator=own, dtype=torch.promote_types(weight.dtype, torch.float32))
-        for name, weight in block.named_parameters()
-        if name not in neutral and weight.numel() > max(weight.shape, default=1)
-    }
-
-
-@torch.no_grad()
-def _renew(block: nn.Module, share: float, drawn: Mapping[str, Tensor]) -> None:
-    """Replace a share of some weights by random numbers of their size: w ← sqrt(1 − s²)·w + s·rms(w)·ξ."""
-    for name, numbers in drawn.items():
-        weight = block.get_parameter(name)
-        size = weight.abs().square().mean().sqrt()
-        weight.mul_(math.sqrt(1 - share**2)).add_(share * size * numbers.to(weight))
-
-
 def deepen_model(
     model: nn.Module, graph: Graph, op: Deepen, optimizers: Sequence[Optimizer], copies: Sequence[nn.Module],
     batches: Iterable[Any] | None, generator: torch.Generator, change: Transaction,
@@ -192,13 +166,10 @@ def deepen_model(
     existing = dict(model.named_parameters())
     inputs = list(batches) if batches is not None else [graph.example_inputs]
     number = len(getattr(model.get_submodule(site.name), GROWN, ()))
-    share = op.fresh if op.fresh is not None else FRESH * bool(number)
-    drawn: dict[str, Tensor] | None = None  # averaged copies get the same numbers
     for target in (model, *copies):
         block = make_block(target, site.name, options, change)
-        if "neutral" in options and share:
-            drawn = _draw(block, options["neutral"], number, generator) if drawn is None else drawn
-            _renew(block, share, drawn)
+        if is_copy(site, op):
+            renew(block, options["neutral"], op, number)
         if isinstance(block, IdentityBlock) and site.norm:
             block.calibrate(*channel_statistics(target, [site], inputs)[site.name])
         place = target.get_submodule(site.name)
