@@ -154,8 +154,9 @@ class Planned:
         sizes = {name: size for pattern, size in step.widen.items() for name in _groups(graph, pattern)}
         widened = [Widen(name, size - graph[name].size) for name, size in sizes.items() if size > graph[name].size]
         layers = {name: number for pattern, number in step.deepen.items() for name in _sites(graph, pattern)}
+        seed = generator.initial_seed() if generator is not None else 0
         added = [
-            Deepen(name, fresh=step.fresh if graph.site(name).neutral else None)
+            Deepen(name, fresh=step.fresh if graph.site(name).neutral else None, seed=seed)
             for name, number in layers.items()
             for _ in range(number)
         ]

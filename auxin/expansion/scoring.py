@@ -13,6 +13,7 @@ from auxin.expansion.score import Settings, measure
 from auxin.graph import Graph
 from auxin.graph.axes import gather_index
 from auxin.graph.capture import unwrap
+from auxin.graph.numbers import copies_of
 from auxin.shadow import Shadow
 from auxin.statistics.batches import Batch
 from auxin.statistics.fisher import CURRENT, Share
@@ -128,16 +129,17 @@ class _Trial:
             site = sites[op.site]
             old = (gather_index(axes[op.site], sources) >= 0).nonzero().flatten()
             options, learnt = block_options(site, op), None
-            there = len(getattr(self.model.get_submodule(op.site), GROWN, ()))
+            host = model.get_submodule(op.site)
             if is_copy(site, op):
-                block: nn.Module = copy_block(model.get_submodule(op.site), options["neutral"]).to(like)
-                renew(block, options["neutral"], op, there)
+                block: nn.Module = copy_block(host, options["neutral"]).to(like)
+                renew(block, options["neutral"], op, len(copies_of(host)))
                 learnt = frozenset(options["neutral"])  # nothing before what makes it zero has a gradient
             else:
                 block = plain = build_block(like, **options)
                 if site.norm:
                     plain.calibrate(*(moment[old.to(moment.device)] for moment in statistics[op.site]))
             block.requires_grad_(False).eval()
+            there = len(getattr(host, GROWN, ()))
             kept = old if self.shadow.by else None
             one = Attachment(block, f"{op.site}.{GROWN}.{there}", site.channel, kept, learnt)
             self.attached[op.site] = one

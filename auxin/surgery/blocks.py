@@ -165,7 +165,8 @@ def renew(block: nn.Module, neutral: Container[str], op: Deepen, number: int) ->
     share = op.fresh if op.fresh is not None else FRESH * bool(number)
     generator = torch.Generator().manual_seed(crc32(f"{op.seed} {op.site} {number}".encode()))
     for name, weight in block.named_parameters() if share else ():
-        if name not in neutral and weight.numel() > max(weight.shape, default=1):
+        learnt = weight.is_floating_point() or weight.is_complex()
+        if learnt and name not in neutral and weight.numel() > max(weight.shape, default=1):
             kind = torch.complex64 if weight.is_complex() else torch.float32
             numbers = torch.randn(weight.shape, generator=generator, dtype=kind).to(weight)
             size = weight.abs().square().mean().sqrt()

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs
+from auxin.graph.numbers import copies_of
 from auxin.surgery.blocks import GROWN, IdentityBlock, attach, detach_last, make_block, renew
 from auxin.surgery.optimizer import add_parameters
 from auxin.surgery.transaction import Transaction
@@ -165,7 +166,7 @@ def deepen_model(
     site, options = graph.site(op.site), block_options(graph.site(op.site), op)
     existing = dict(model.named_parameters())
     inputs = list(batches) if batches is not None else [graph.example_inputs]
-    number = len(getattr(model.get_submodule(site.name), GROWN, ()))
+    number = len(copies_of(model.get_submodule(site.name)))
     for target in (model, *copies):
         block = make_block(target, site.name, options, change)
         if is_copy(site, op):

@@ -242,6 +242,35 @@ def test_a_copy_of_fresh_weights_has_their_size_and_is_another_with_another_seed
     assert not blocks[0].down.weight.any()
 
 
+class Rectified(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 9), nn.Linear(9, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.down(torch.relu(self.up(x))))
+
+
+def test_a_first_copy_is_one_also_after_a_plain_block():
+    x = torch.randn(3, 6)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), Rectified(), nn.Linear(6, 2))
+    graph = auxin.trace(model, x)
+    for copied in (False, True):
+        auxin.deepen(model, "2", graph=graph, copy=copied)
+    assert [type(block).__name__ for block in model[2].grown] == ["IdentityBlock", "Rectified"]
+    assert likeness(model[2], model[2].grown[1]) == pytest.approx(1)
+
+
+def test_a_plan_draws_other_weights_with_another_seed():
+    blocks = []
+    for seed in (0, 0, 1):
+        plan = auxin.planned([{"after": 1, "deepen": {"stage1.1": 1}, "fresh": 0.5}])
+        model = resnet()
+        auxin.Grower(model, None, IMAGES, trigger=plan, seed=seed).step(0)
+        blocks.append(model.stage1[1].grown[0].conv1.weight)
+    assert torch.equal(blocks[0], blocks[1]) and not torch.equal(blocks[0], blocks[2])
+
+
 def test_averaged_weights_get_the_same_fresh_numbers():
     model = resnet()
     ema = torch.optim.swa_utils.AveragedModel(model)
