@@ -97,7 +97,7 @@ def deepen(
         noise: Standard deviation of noise on the identity weights; 0 preserves the function.
         copy: Whether to copy the module that the block follows; None does so where it is a residual block.
         fresh: Share of a copy's weights that is drawn anew, 0 to 1; the function does not see it, as f starts at zero.
-            None is 0 for the first copy of a module and 0.5 for further ones, which would be trained alike.
+            None is 0 for the first copy of a module and 0.5 for further ones, which would stay like it.
         seed: Seed of the noise, and of what is drawn anew.
 
     Returns:

@@ -109,14 +109,17 @@ class Planned:
             graph: The model's graph. Names inside added layers (``.grown.``) are checked when their step comes.
 
         Raises:
-            ConfigError: If a name fits no group or site that can grow.
+            ConfigError: If a name fits no group or site that can grow, or ``fresh`` has no copy to apply to.
         """
         for step in self.steps:
             for pattern in step.widen:
                 if GROWN not in pattern.replace("\\", ""):
                     _groups(graph, pattern)
-            for pattern in step.deepen:
-                _sites(graph, pattern)
+            sites = [graph.site(name) for pattern in step.deepen for name in _sites(graph, pattern)]
+            if step.fresh is not None and not any(site.neutral for site in sites):
+                raise ConfigError(
+                    f"The step planned after epoch {step.after} has fresh, but copies no residual block: leave it out."
+                )
 
     def decide(
         self,

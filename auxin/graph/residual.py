@@ -41,7 +41,7 @@ class Residual:
     Attributes:
         neutral: Parameters within the module and their values with which f is zero: zero, or -1 where 1 is added.
         output: The node of y.
-        entering: How many tensors of x's shape enter the module, x among them.
+        entering: How many tensors that depend on the model's inputs enter the module, x among them.
     """
 
     neutral: tuple[tuple[str, float], ...]
@@ -86,13 +86,13 @@ def find_residuals(
             found[path] = one
     lists = [path for path, module in trace.model.named_modules() if isinstance(module, CONTAINERS)]
     made_of = {
-        path for path in found for inner in found for kept in lists
-        if inner.startswith(f"{kept}.") and kept.startswith(f"{path}.") and not _counted(trace.model, path)
+        path for path in found for inner in found for held in lists
+        if inner.startswith(f"{held}.") and held.startswith(f"{path}.") and not _counted(trace.model, path)
     }  # fmt: skip
-    # Two tensors of one shape enter: what is added may be another argument than the first.
-    several = {path for path, one in found.items() if one.entering > 1}
-    doubtful = {path for path in several if any(path.startswith(f"{outer}.") for outer in found)}
-    return {path: one for path, one in found.items() if path not in made_of | doubtful}
+    # Two tensors enter: what is added may be another argument than the first.
+    kept = {path: one for path, one in found.items() if path not in made_of}
+    doubtful = {path for path, one in kept.items() if one.entering > 1 and any(path.startswith(f"{p}.") for p in kept)}
+    return {path: one for path, one in kept.items() if path not in doubtful}
 
 
 def _counted(model: torch.nn.Module, path: str) -> bool:
@@ -124,8 +124,7 @@ class _Search:
         origin, neutral = self._identity(output)
         if origin is None or not neutral or origin.meta["val"].shape != output.meta["val"].shape:
             return None
-        before = {one for node in self.nodes for one in node.all_input_nodes if self._enters(one)}
-        entering = [one for one in before if one.meta["val"].shape == origin.meta["val"].shape]
+        entering = {one for node in self.nodes for one in node.all_input_nodes if self._enters(one)}
         own = tuple((name.removeprefix(f"{self.path}."), at) for name, at in neutral.items())
         return Residual(own, output, len(entering))
 

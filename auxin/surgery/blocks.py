@@ -22,7 +22,7 @@ NORMS: dict[str, type[nn.Module]] = {"conv1d": nn.BatchNorm1d, "conv2d": nn.Batc
 
 
 FRESH = 0.5
-"""Share of the weights of a second copy of one module that is drawn anew: equal copies would be trained alike."""
+"""Share of the weights of a second copy of one module that is drawn anew: equal ones get equal gradients at first."""
 
 
 class Blend(nn.Module):

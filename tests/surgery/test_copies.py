@@ -287,6 +287,8 @@ def test_what_does_not_fit_is_one_sentence():
         auxin.deepen(model, "stage1.1.act1", graph=graph, fresh=0.5)
     with pytest.raises(ConfigError, match=r"after epoch 1 has fresh 1\.5: give 0 to 1"):
         auxin.planned([{"after": 1, "deepen": {"stage1.1": 1}, "fresh": 1.5}])
+    with pytest.raises(ConfigError, match=r"after epoch 1 has fresh, but copies no residual block"):
+        auxin.planned([{"after": 1, "deepen": {"stage1.1.act1": 1}, "fresh": 0.5}]).check(graph)
     with pytest.raises(ConfigError, match=r"'stage1\.1\.act1' is no residual block"):
         auxin.deepen(model, "stage1.1.act1", graph=graph, copy=True)
     with pytest.raises(ConfigError, match=r"No activation ends 'stage1\.1', so only a copy"):
@@ -319,9 +321,10 @@ class Decoder(nn.Module):
         return self.head(self.decoder(target, self.encoder(source), tgt_mask=mask, tgt_is_causal=True))
 
 
-def test_layers_of_torch_that_normalise_first_are_copied_with_their_masks():
+@pytest.mark.parametrize("length", [4, 5])  # the memory has a length of 5: of the target's shape too
+def test_layers_of_torch_that_normalise_first_are_copied_with_their_masks(length):
     torch.manual_seed(0)
-    model, inputs = Decoder().double(), (torch.randn(2, 5, 16).double(), torch.randn(2, 4, 16).double())
+    model, inputs = Decoder().double(), (torch.randn(2, 5, 16).double(), torch.randn(2, length, 16).double())
     graph = auxin.trace(model, inputs)
     names = [site.name for site in graph.sites if site.neutral]
     assert names == [f"{part}.layers.{k}" for part in ("encoder", "decoder") for k in range(2)]
