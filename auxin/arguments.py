@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from auxin.errors import ConfigError
 from auxin.planned import Planned
 from auxin.similarity import Similarity
-from auxin.surgery.apply import as_list
+from auxin.surgery.param_groups import as_list, check_optimizers
 from auxin.types import Decider
 
 
@@ -38,12 +37,7 @@ def check_arguments(
             "Give the Grower the module inside DistributedDataParallel, and wrap that anew after each event: the "
             "wrapper's buckets have the sizes it was built with."
         )
-    own = {id(parameter) for parameter in model.parameters()}
-    for one in as_list(optimizer):
-        if not isinstance(one, Optimizer):
-            raise ConfigError(f"{one!r} is no optimizer: pass one of torch.optim, several, or None.")
-        if own.isdisjoint(id(p) for group in one.param_groups for p in group["params"]):
-            raise ConfigError("The optimizer has no parameter of this model: pass the one that trains it.")
+    check_optimizers(model, as_list(optimizer))
     if isinstance(method, type) or (not isinstance(method, str) and not hasattr(method, "propose")):
         raise ConfigError(f"{method!r} is no growth method: pass a name such as 'net2net', or an instance of one.")
     if isinstance(trigger, type) or not (trigger is None or callable(trigger) or isinstance(trigger, Decider)):

@@ -21,8 +21,8 @@ from auxin.planned import Planned
 from auxin.ranking import decide
 from auxin.similarity import Refinement, Similarity, batch_norms, model_inputs
 from auxin.surgery import History, apply
-from auxin.surgery.apply import as_list
 from auxin.surgery.optimizer import parameter_order
+from auxin.surgery.param_groups import as_list
 from auxin.trial import resisting_groups
 from auxin.types import (
     Budget,

@@ -51,6 +51,7 @@ class Propagator:
         # What stands in for sizes that depend on the data; created axes of which nobody knows what gives their size.
         self.numbers: dict[Any, int] = {}
         self.unsure: list[tuple[Axis, str]] = []
+        self.bent: dict[str, str] = {}
 
     # What rules call
 
@@ -109,6 +110,10 @@ class Propagator:
         for name, dims in value.sources:
             self.trace.normed_over.update(dict.fromkeys(((name, d) for d in dims[dim]), f"{self.where()} {why}"))
 
+    def bend(self, value: Value) -> None:
+        """Note that a parameter is used through a function that is not linear: zeros may count, halves not add up."""
+        self.bent |= {name: self.where() for name, _ in value.sources if name in self.learnt}
+
     def tag(self, value: Any, dim: int, role: Role, axis: Axis | None = None) -> None:
         """Give a role to a dimension of a parameter (or of a view of one, to its part); activations are passed over."""
         if isinstance(value, Value):
@@ -116,6 +121,8 @@ class Propagator:
             for name, dims in value.sources:
                 if learnt and name not in self.learnt:
                     continue  # a factor of a parameter, such as a mask
+                if role == "consumer" and name in self.bent:
+                    mark_inexact(value.axes[dim], f"{self.bent[name]} changes the weights that read it, not linearly")
                 for source in dims[dim]:
                     whole = resolve(value.axes[dim]) == resolve(self.trace.parameters[name].axes[source])
                     part = value.axes[dim] if axis is None and not whole else axis

@@ -31,6 +31,12 @@ logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __
 addcmul addcdiv copy hypot xlogy nextafter heaviside logaddexp logaddexp2 copysign ldexp float_power special_xlogy
 special_xlog1py complex polar
 """
+# Of these, those that are linear in a parameter: zero stays zero, and halves of it make a whole.
+LINEAR = """
+clone contiguous detach alias to _to_copy type_as float double half lift_fresh_copy lift_fresh neg positive dropout
+requires_grad deg2rad rad2deg real imag complex _conj conj_physical resolve_conj resolve_neg add sub rsub mul div
+true_divide masked_fill where copy
+"""
 ACTIVATIONS = {
     "relu": "ReLU",
     "relu6": "ReLU6",
@@ -61,6 +67,8 @@ def unary(p: Propagator, x: Any, *args: Any, **kwargs: Any) -> Any:
         return p._unknown((x, *args), kwargs)
     if name in {"rand_like", "randn_like", "bernoulli"}:
         drawn(p, x.axes)
+    if name not in LINEAR.split():
+        p.bend(x)
     if isinstance(p.node.meta.get("val"), (tuple, list)):
         return (x, x)
     return x
@@ -78,6 +86,14 @@ def binary(p: Propagator, *args: Any, **kwargs: Any) -> Any:
     values = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Value)]
     if isinstance(p.node.meta["val"], (tuple, list)):  # ``where`` of a condition alone
         return positions(p, *values)
+    name = p.operator_name()
+    shifted = name in {"add", "sub", "rsub", "masked_fill", "where"} and any(
+        type(arg) in (int, float) and arg for arg in args
+    )
+    held = [name for value in values if value.pure for name, _ in value.sources]
+    if name not in LINEAR.split() or shifted or len(set(held)) < len(held):
+        for value in values:
+            p.bend(value)
     return broadcast(p, values, p.output_shape())
 
 

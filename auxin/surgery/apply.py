@@ -27,12 +27,11 @@ from auxin.surgery.blocks import GROWN
 from auxin.surgery.configs import config_sizes, update_configs
 from auxin.surgery.deepen import check_deepen, deepen_model
 from auxin.surgery.missed import missed_size
+from auxin.surgery.param_groups import as_list, check_optimizers
+from auxin.surgery.preserved import compare, require_preserved
 from auxin.surgery.transaction import Transaction, resisting_line
 from auxin.surgery.widen import Lift, check_widen, set_size, widen_model
 from auxin.types import Change, Deepen, Event, GrowthPlan, Structure, Widen
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest accepted max |Δ output| of a function-preserving plan, relative to the largest |output| (0.01 at least)."""
 
 
 def apply(
@@ -71,12 +70,14 @@ def apply(
 
     Raises:
         GrowthError: If the grown model does not run or computes something else; everything is restored.
-        ConfigError: If the plan makes no sense for this model.
+        ConfigError: If the plan makes no sense for this model, the optimizer is another one's, or the example inputs no
+            longer run.
         FrozenError: If a group may not grow.
     """
     started = time.perf_counter()
     model = unwrap(model)
     optimizers = as_list(optimizer)
+    check_optimizers(model, optimizers)
     copies = [unwrap(getattr(copy, "module", copy)) for copy in ema]
     generator = generator or torch.Generator().manual_seed(0)
     if not plan.operations:
@@ -84,7 +85,7 @@ def apply(
     exact = plan.preserves and not allow_inexact
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     inputs = clone_tensors(normalise_inputs(graph.example_inputs), _device(model))
-    before = outputs_of(model, inputs)
+    before = _outputs(model, inputs)
     trains = _training_error(model, inputs) is None
     parameters, flops = graph.num_parameters(), graph.flops()
     change = Transaction()
@@ -101,9 +102,9 @@ def apply(
             work.carry_out(op)
         work.structure_attributes.update(update_configs(model, configured, change))
         after = work.run(inputs)
-        moved = _difference(before, after)
+        moved = compare(before, after)
         if exact:
-            _require_equal(before, moved)
+            require_preserved(moved, model, inputs)
         if trains and (failed := _training_error(model, inputs)) is not None:
             reason = str(failed).strip().split("\n")[0] or type(failed).__name__
             raise GrowthError(
@@ -127,12 +128,12 @@ def apply(
         parameters_after=graph.num_parameters(),
         flops_before=flops,
         flops_after=graph.flops(),
-        max_change=moved,
+        max_change=max((output.change for output in moved), default=0.0),
         seconds=time.perf_counter() - started,
         structure=Structure(
             {path: tuple(blocks) for path, blocks in work.blocks.items()}, work.shapes, work.structure_attributes
         ),
-        notes=plan.notes,
+        notes=(*plan.notes, *work.notes),
     )
     if not keep:
         change.rollback()
@@ -155,12 +156,14 @@ class _Work:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.structure_attributes: dict[str, Any] = {}
         self.before: dict[Atom, int] = {}
+        self.notes: list[str] = []
 
     def carry_out(self, op: Widen | Deepen) -> None:
         if isinstance(op, Widen):
             self.retrace()
             check_widen(self.graph, op, self.allow_inexact)
             size = self.graph[op.group].size
+            self._note_untrained(op.group)
             self.before.setdefault(self.graph.atom(op.group), size)
             shapes, attributes = widen_model(
                 self.model, self.graph, op, self.optimizers, self.copies, self.lift, self.change
@@ -179,6 +182,17 @@ class _Work:
         self.blocks.setdefault(op.site, []).append(options)
         self.changes.append(Change("deepen", op.site, depth - 1, depth))
         self.stale = True
+
+    def _note_untrained(self, group: str) -> None:
+        """Note that the weights which compute a group's units are trained by nobody, so that new ones stay as drawn."""
+        trained = {id(p) for optimizer in self.optimizers for g in optimizer.param_groups for p in g["params"]}
+        parameters = dict(self.model.named_parameters())
+        names = sorted({slot.parameter for slot in self.graph[group].slots if slot.role == "producer"} & {*parameters})
+        idle = [name for name in names if not parameters[name].requires_grad or id(parameters[name]) not in trained]
+        if self.optimizers and idle and len(idle) == len(names):
+            self.notes.append(
+                f"group {group}: no optimizer trains {', '.join(idle)}, so its new entries stay as they are"
+            )
 
     def _size_copy(self, site: str, block: str) -> None:
         """Note for a copy what has been resized in its module before: a replay copies the module as it was before."""
@@ -217,13 +231,16 @@ def _device(model: nn.Module) -> torch.device | None:
     return next((p.device for p in model.parameters()), None)
 
 
-def as_list(optimizer: Any) -> list[Optimizer]:
-    """Return the optimizers among None, one optimizer or several, without the wrappers of training frameworks."""
-    if optimizer is None:
-        return []
-    items = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
-    # Wrappers of training frameworks keep the real one in ``optimizer``.
-    return [getattr(item, "optimizer", item) if not isinstance(item, Optimizer) else item for item in items]
+def _outputs(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
+    """Return the model's outputs before growth."""
+    try:
+        return outputs_of(model, inputs)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"The example inputs do not run through the model any more ({reason}): if it has another type or forward "
+            "since it was traced, trace it again with inputs of its own, or make a new Grower."
+        ) from error
 
 
 @torch.no_grad()
@@ -243,33 +260,6 @@ def _training_error(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, A
     return None
 
 
-def _difference(before: list[Tensor], after: list[Tensor]) -> float:
-    if [t.shape for t in before] != [t.shape for t in after]:
-        raise GrowthError("the output's shape changed")
-    moved = 0.0
-    for a, b in zip(before, after, strict=True):
-        if not a.is_floating_point():
-            continue
-        if bool(torch.isfinite(a).all()) and not bool(torch.isfinite(b).all()):
-            raise GrowthError("the output is no longer finite")
-        if a.numel():
-            moved = max(moved, float((a.double() - b.double()).nan_to_num().abs().max()))
-    return moved
-
-
-def _require_equal(before: list[Tensor], moved: float) -> None:
-    floating = [t for t in before if t.is_floating_point() and t.numel()]
-    if not floating:
-        return
-    largest = max(float(t.double().nan_to_num().abs().max()) for t in floating)
-    allowed = max(TOLERANCE.get(t.dtype, 1e-4) for t in floating) * max(largest, 1e-2)
-    if moved > allowed:
-        raise GrowthError(
-            f"the output moved by {moved:.1e} although the plan promised to preserve it; the forward uses a size that "
-            "did not grow with the model (a number in a slice or view), or reads the group in a way the graph missed"
-        )
-
-
 def _explain(error: Exception, plan: GrowthPlan, current: str) -> GrowthError | AuxinError:
     """Say which group resisted and where."""
     if isinstance(error, AuxinError) and not isinstance(error, GrowthError):
@@ -283,6 +273,7 @@ def _explain(error: Exception, plan: GrowthPlan, current: str) -> GrowthError | 
     where = f" at {line}" if line else ""
     return GrowthError(
         f"Growing {what} failed{where} ({reason}); model, optimizer and graph are as they were. "
-        "Derive the size from the tensor (x.shape, -1) or keep it in an attribute such as self.num_heads.",
+        "Derive the size from the tensor that has it (x.shape, -1), or keep it in an attribute of its own, such as "
+        "self.head_dim.",
         f"its growth fails{where} ({reason})",
     )

@@ -180,12 +180,15 @@ def make_block(model: nn.Module, path: str, options: Mapping[str, Any], change: 
         model: The model.
         path: Path of the module that the block will follow.
         options: ``neutral``, or the keyword arguments of ``IdentityBlock``.
-        change: Where to record what changes in the model's config, if that counts its layers.
+        change: Where to record what changes in the model's config, if that counts its layers, and in an encoder.
 
     Returns:
         The block, in the module's mode; in a copy each part keeps that of its original.
     """
     host = model.get_submodule(path)
+    for around in (module for name, module in model.named_modules() if path.startswith(f"{name}." if name else "")):
+        if isinstance(around, nn.TransformerEncoder):  # with padding it would hand nested tensors to the block
+            change.set_attribute(around, "use_nested_tensor", False)
     if "neutral" in options:
         block = copy_block(host, options["neutral"])
         number_copy(model, path, block, change)

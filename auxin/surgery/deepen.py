@@ -15,7 +15,7 @@ from auxin.graph import Graph
 from auxin.graph.capture import clone_tensors, evaluation, normalise_inputs
 from auxin.graph.numbers import copies_of
 from auxin.surgery.blocks import GROWN, IdentityBlock, attach, detach_last, make_block, renew
-from auxin.surgery.optimizer import add_parameters
+from auxin.surgery.param_groups import add_parameters
 from auxin.surgery.transaction import Transaction
 from auxin.types import Deepen, DepthSite
 

@@ -11,9 +11,8 @@ from torch.optim import Optimizer
 
 from auxin.errors import CheckpointError
 from auxin.graph.capture import repeats, unwrap
-from auxin.surgery.apply import as_list
 from auxin.surgery.blocks import GROWN, attach, make_block
-from auxin.surgery.optimizer import add_parameters
+from auxin.surgery.param_groups import add_parameters, as_list
 from auxin.surgery.transaction import Transaction, set_attribute
 from auxin.types import Event
 

@@ -177,13 +177,20 @@ def resize_flat_state(
             for part, shape, p in zip(parts, shapes, parameters, strict=True)
         ])  # fmt: skip
 
-    _replace_flat_state(optimizer, sum(sizes), resized, change)
+    replace_flat_state(optimizer, sum(sizes), resized, change)
 
 
-def _replace_flat_state(
+def replace_flat_state(
     optimizer: LBFGS, entries: int, resized: Callable[[Tensor], Tensor], change: Transaction
 ) -> None:
-    """Resize the vectors in L-BFGS's state that have this number of entries, that of all parameters until now."""
+    """Resize the vectors in L-BFGS's state that have as many entries as all parameters had until now.
+
+    Args:
+        optimizer: The optimizer.
+        entries: That number.
+        resized: Returns such a vector at its new length.
+        change: Where to record the changes.
+    """
     old_cache = optimizer._numel_cache
     change.on_rollback(lambda: setattr(optimizer, "_numel_cache", old_cache))
     optimizer._numel_cache = None
@@ -194,67 +201,3 @@ def _replace_flat_state(
     state = optimizer.state.get(optimizer._params[0], {})
     for key, value in list(state.items()):
         change.set_item(state, key, pytree.tree_map_only(Tensor, carry, value))
-
-
-def add_parameters(
-    optimizers: Sequence[Optimizer], model: nn.Module, new: Mapping[str, Tensor], host: str, change: Transaction
-) -> None:
-    """Put new parameters into the groups that hold the parameters most like them.
-
-    A new parameter joins the group of an existing one with the same last name in a module of the same type (else
-    one with as many dimensions), the last such before the block if there is one: a group without weight decay for norms
-    keeps doing its work, and of several optimizers the one that trains such parameters trains it.
-
-    Args:
-        optimizers: The optimizers.
-        model: The model, the new block already in it.
-        new: The new parameters by dotted name.
-        host: Path of the module that the block follows.
-        change: Where to record the changes.
-
-    Raises:
-        ConfigError: If no optimizer trains such parameters.
-    """
-    if not optimizers:
-        return
-    groups: dict[int, list[dict[str, Any]]] = {}
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        for p in group["params"]:
-            groups.setdefault(id(p), []).append(group)
-    paths = [path for path, _ in model.named_modules()]
-    known = [(name, p) for name, p in model.named_parameters() if id(p) in groups]
-    earlier = [(n, p) for n, p in known if paths.index(n.rpartition(".")[0]) <= paths.index(host)]
-    for name, parameter in new.items():
-        same_kind = [[p for n, p in among if _kind(model, n) == _kind(model, name)] for among in (earlier, known)]
-        same_rank = [[p for _, p in among if p.ndim == parameter.ndim] for among in (earlier, known)]
-        like = next((found[-1] for found in (*same_kind, *same_rank) if found), None)
-        for group in _first_group(optimizers, name, parameter) if like is None else groups[id(like)]:
-            group["params"].append(parameter)
-            change.on_rollback(lambda group=group: group["params"].pop())  # type: ignore[misc]
-            if "param_names" in group:
-                group["param_names"].append(name)
-                change.on_rollback(lambda group=group: group["param_names"].pop())  # type: ignore[misc]
-    fresh = {id(parameter) for parameter in new.values()}
-    for optimizer in optimizers:
-        if isinstance(optimizer, LBFGS):
-            old = sum(p.numel() for p in optimizer._params if id(p) not in fresh)
-            added = sum(p.numel() for p in optimizer._params if id(p) in fresh)
-            _replace_flat_state(optimizer, old, lambda flat, more=added: nn.functional.pad(flat, (0, more)), change)  # type: ignore[misc]
-
-
-def _first_group(optimizers: Sequence[Optimizer], name: str, parameter: Tensor) -> list[dict[str, Any]]:
-    """Return the first group that may hold a parameter unlike all that are trained: Muon takes matrices only."""
-    muon = getattr(torch.optim, "Muon", ())
-    fitting = [one for one in optimizers if parameter.ndim == 2 or not isinstance(one, muon)]
-    if not fitting:
-        raise ConfigError(
-            f"Muon trains matrices only, and the new layer has a {name} of shape {tuple(parameter.shape)}: "
-            "give the Grower a list of optimizers, with a second one for such parameters."
-        )
-    return fitting[0].param_groups[:1]
-
-
-def _kind(model: nn.Module, name: str) -> tuple[type, str]:
-    """Return the type of the module that owns a parameter, and the parameter's last name."""
-    path, _, leaf = name.rpartition(".")
-    return type(model.get_submodule(path)), leaf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -244,7 +244,7 @@ def widen_model(
     Returns:
         New shapes by tensor name, and new attribute values by ``module:name``.
     """
-    leaf, earlier = graph.atom(op.group), lift.copy()
+    leaf, earlier, op = graph.atom(op.group), lift.copy(), _without_padding(model, op)
     slots: dict[str, list[Slot]] = {}
     for slot in graph[op.group].slots:
         slots.setdefault(slot.parameter, []).append(slot)
@@ -278,6 +278,21 @@ def widen_model(
     leaf.size = old_size + op.by
     attributes = _update_attributes([model, *copies], graph, leaf, change)
     return shapes, attributes
+
+
+def _without_padding(model: nn.Module, op: Widen) -> Widen:
+    """Return a widening whose given entries leave the padding row of an embedding alone: no gradient corrects it."""
+
+    def cleared(key: str, given: Tensor) -> Tensor:
+        path, _, leaf = key.partition(":")[0].rpartition(".")
+        owner = model.get_submodule(path)
+        row = owner.padding_idx if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and leaf == "weight" else None
+        if row is None:
+            return given
+        return given.index_fill(0, torch.tensor(row, device=given.device), 0)
+
+    values, offsets = ({key: cleared(key, t) for key, t in entries.items()} for entries in (op.values, op.offsets))
+    return replace(op, values=values, offsets=offsets)
 
 
 def _resize_tensor(

@@ -360,3 +360,33 @@ def test_a_copy_keeps_the_modes_of_its_parts_and_no_gradients():
     assert block.training and block.bn2.training and not block.bn1.training
     assert all(p.grad is None for p in block.parameters())
     assert all(p.grad is not None for p in model.stage1[0].parameters())
+
+
+class Padded(nn.Module):
+    """PyTorch's encoder with padding, for which it makes nested tensors in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(20, 16, padding_idx=0)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 20, batch_first=True), 2)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.words(x), src_key_padding_mask=x == 0)[:, 0])
+
+
+def test_a_block_in_pytorchs_encoder_meets_no_nested_tensor():
+    torch.manual_seed(0)
+    model, x = Padded().eval(), torch.randint(1, 20, (4, 6))
+    x[:, 4:] = 0
+    with torch.no_grad():
+        before = model(x)
+    site = "encoder.layers.0.linear1"
+    grower = auxin.Grower(model, None, x, trigger=auxin.planned([{"after": 1, "deepen": {site: 1}}]))
+    assert grower.step(0) is not None
+    fresh = Padded().eval()
+    grower.history.replay(fresh)
+    fresh.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for one in (model, fresh):
+            assert torch.allclose(one(x), before, atol=1e-5)

@@ -1,0 +1,141 @@
+"""Which optimizer, and which of its groups, trains what growth adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+import auxin
+from auxin.errors import ConfigError
+
+
+class Adversaries(nn.Module):
+    """Two nets in one module, each with its own optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gen = nn.Sequential(nn.Linear(4, 8), nn.LeakyReLU(), nn.Linear(8, 6))
+        self.disc = nn.Sequential(nn.Linear(6, 8), nn.LeakyReLU(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.disc(self.gen(x))
+
+
+@pytest.mark.parametrize("sites", [("disc.1", "gen.1"), ("gen.1", "disc.1")])
+def test_each_block_is_trained_by_the_optimizer_of_the_net_that_it_is_in(sites: tuple[str, str]) -> None:
+    model, x = Adversaries(), torch.randn(2, 4)
+    optimizers = {"gen": Adam(model.gen.parameters()), "disc": Adam(model.disc.parameters())}
+    graph = auxin.trace(model, x)
+    for site in sites:
+        auxin.deepen(model, site, graph=graph, optimizer=list(optimizers.values()))
+    for name, optimizer in optimizers.items():
+        mine = dict(getattr(model, name).named_parameters())
+        assert len(mine) == 7
+        assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in mine.values()}
+
+
+def test_a_block_gets_the_learning_rate_of_the_layers_around_it() -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 2)
+    )  # fmt: skip
+    groups = [{"params": list(model[:2].parameters()), "lr": 1e-6}, {"params": list(model[2:].parameters()), "lr": 1.0}]
+    optimizer, graph = Adam(groups), auxin.trace(model, torch.randn(2, 4))
+    for site in ("4", "1"):  # the head first: its Blend is of the same kind as the backbone's
+        auxin.deepen(model, site, graph=graph, optimizer=optimizer)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for name, p in model.named_parameters() if "1.grown" in name} == {1e-6}
+    assert {rates[id(p)] for name, p in model.named_parameters() if "4.grown" in name} == {1.0}
+
+
+@pytest.mark.parametrize(
+    "grow", [lambda *a, **k: auxin.widen(a[0], "0", 2, **k), lambda *a, **k: auxin.deepen(a[0], "1", **k)]
+)
+def test_another_models_optimizer_is_refused(grow: Callable[..., Any]) -> None:
+    model, other = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2))
+    graph, optimizer = auxin.trace(model, torch.randn(2, 4)), SGD(other.parameters(), 0.1)
+    with pytest.raises(ConfigError, match="no parameter of this model"):
+        grow(model, graph=graph, optimizer=optimizer)
+    assert model[0].out_features == 8
+    assert len(optimizer.param_groups[0]["params"]) == 4
+
+
+class SAM(Optimizer):
+    """Sharpness-aware minimisation (Foret et al. 2021) as most people write it: around an optimizer of its own."""
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        super().__init__(params, {"rho": 0.05})
+        self.base_optimizer = SGD(self.param_groups, lr=0.1, momentum=0.9)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure: Callable[[], Tensor]) -> None:  # type: ignore[override]
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        with torch.no_grad():
+            for p in parameters:
+                self.state[p]["old_p"] = p.clone()
+                p.add_(0.05 * p.grad / (p.grad.norm() + 1e-12))  # type: ignore[operator,union-attr]
+        self.zero_grad()
+        with torch.enable_grad():
+            closure().backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for p in parameters:
+                p.copy_(self.state[p]["old_p"])
+        self.base_optimizer.step()
+
+
+def test_the_optimizer_inside_another_one_follows() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(16, 4)
+    optimizer = SAM(model.parameters())
+
+    def closure() -> Tensor:
+        return model(x).square().mean()
+
+    def train() -> float:
+        for _ in range(5):
+            optimizer.zero_grad()
+            closure().backward()  # type: ignore[no-untyped-call]
+            optimizer.step(closure)
+        return float(closure())
+
+    first, graph = train(), auxin.trace(model, x[:2])
+    old = optimizer.base_optimizer.state[model[0].weight]["momentum_buffer"].clone()
+    auxin.widen(model, "0", 4, graph=graph, optimizer=optimizer)
+    auxin.deepen(model, "1", graph=graph, optimizer=optimizer)
+    momentum = optimizer.base_optimizer.state[model[0].weight]["momentum_buffer"]
+    assert torch.equal(momentum[:8], old)
+    assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters()))
+    assert train() < first
+
+
+def test_a_layer_that_no_optimizer_trains_grows_with_a_note() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    grower = auxin.Grower(model, SGD(model[2:].parameters(), 0.1), torch.randn(2, 4), budget=auxin.ratio(0.5))
+    assert grower.grow().notes == ("group 0: no optimizer trains 0.weight, so its new entries stay as they are",)
+
+
+class Bag(nn.Module):
+    """A table of words with a row for padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 6, padding_idx=0), nn.Linear(6, 3)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(self.table(words).sum(1))
+
+
+@pytest.mark.parametrize("method", ["random", "orthogonal", "net2net", "splitting", "firefly", "gradmax"])
+def test_the_padding_row_of_an_embedding_stays_zero(method: str) -> None:
+    torch.manual_seed(0)
+    model, words = Bag(), torch.randint(0, 10, (16, 5))
+    batches = [(words, torch.randint(0, 3, (16,)))]
+    graph = auxin.trace(model, words[:2])
+    auxin.widen(model, "table", 2, graph=graph, method=method, loader=batches, loss_fn=nn.CrossEntropyLoss())
+    assert model.table.weight.shape == (10, 8)
+    assert model.table.weight[0].abs().max() == 0
+    assert model.table.weight[1:, 6:].abs().max() > 0
