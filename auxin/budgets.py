@@ -44,7 +44,7 @@ class Amount:
             raise ConfigError(f"A budget counts neurons, parameters or flops, not {self.of!r}.")
         if self.scope not in ("per_group", "global"):
             raise ConfigError(f"A budget is per_group or global, not {self.scope!r}.")
-        if not isinstance(self.value, (int, float)) or not 0 < self.value < math.inf:
+        if type(self.value) not in (int, float) or not 0 < self.value < math.inf:
             raise ConfigError(f"A budget must be a number above 0, not {self.value!r}.")
 
     def allocate(self, graph: Graph) -> dict[str, int]:
@@ -242,13 +242,13 @@ class Cap:
 
     def holds(self, graph: Graph, units: Mapping[str, int]) -> bool:
         """Return whether the model stays within the cap with these units added."""
-        if self.also is not None and not self.also.holds(graph, units):
-            return False
         sizes = {name: graph[name].size + by for name, by in units.items()}
-        if self.of == "neurons":
-            others = sum(g.size for g in graph.growable() if g.name not in sizes)
-            return others + sum(sizes.values()) <= self.limit
-        return _measure(graph, self.of)(sizes) <= self.limit
+        return self.allows(graph.num_parameters(sizes), graph.flops(sizes), graph.num_neurons(sizes))
+
+    def allows(self, parameters: float, flops: float, neurons: float) -> bool:
+        """Return whether a model of this many parameters, FLOPs and neurons stays within the cap."""
+        size = {"parameters": parameters, "flops": flops, "neurons": neurons}[self.of]
+        return size <= self.limit and (self.also is None or self.also.allows(parameters, flops, neurons))
 
     def clip(self, graph: Graph, units: Mapping[str, int]) -> dict[str, int]:
         """Shrink an allocation, all groups alike, until it fits; empty if not even one unit does."""

@@ -20,7 +20,7 @@ from auxin.methods.random import Random
 from auxin.planned import Planned
 from auxin.ranking import decide
 from auxin.similarity import Refinement, Similarity, batch_norms, model_inputs
-from auxin.surgery import History, apply
+from auxin.surgery import History, apply, check_widen
 from auxin.surgery.optimizer import parameter_order
 from auxin.surgery.param_groups import as_list
 from auxin.trial import resisting_groups
@@ -60,6 +60,7 @@ class Grower:
     Raises:
         ConfigError: If an argument is of another kind, the optimizer is another model's, or nothing that the budget
             counts can grow.
+        FrozenError: If a group that the budget names may not grow.
         TraceError: If the forward cannot be captured.
 
     Attributes:
@@ -101,6 +102,8 @@ class Grower:
         self.trigger, self.budget, self.seed = trigger, budget, seed
         self.cap = parse_cap(until) if until else None
         self.allow_inexact, self.carry_state = allow_inexact, carry_state
+        if isinstance(budget, Amount) and (allow_inexact or budget.allow_inexact):  # said once is enough
+            self.allow_inexact, self.budget = True, replace(budget, allow_inexact=True)
         self.refine = refine
         self.refinement: Refinement | None = None
         self.graph: Graph = trace(model, example_inputs)
@@ -108,8 +111,11 @@ class Grower:
         self.decisions: list[Decision] = []
         if isinstance(trigger, Planned):
             trigger.check(self.graph)
-        if isinstance(budget, Amount) and not isinstance(trigger, Decider) and not budget.sizes(self.graph):
-            raise ConfigError(_why_nothing_grows(self.graph))
+        if isinstance(self.budget, Amount) and not isinstance(trigger, Decider):
+            if not self.budget.sizes(self.graph):
+                raise ConfigError(_why_nothing_grows(self.graph))
+            for name in self.budget.groups or ():
+                check_widen(self.graph, Widen(name, 1), self.allow_inexact)
 
     @property
     def events(self) -> list[Event]:
@@ -351,5 +357,5 @@ def _why_nothing_grows(graph: Graph) -> str:
     return (
         f"No width group of this model can grow with its function preserved ({reasons}); "
         "print(auxin.trace(model, example_inputs)) gives every reason. Where a group is only inexact, "
-        "allow_inexact=True in budget and Grower grows it all the same; layers come by auxin.natural."
+        "Grower(..., allow_inexact=True) grows it all the same; layers come by auxin.natural."
     )

@@ -12,14 +12,21 @@ from auxin.types import Trigger
 __all__ = ["Every", "Plateau", "every", "plateau"]
 
 
+def _whole(value: Any, least: int) -> bool:
+    """Return whether an option is None or a whole number from the least on."""
+    return value is None or (type(value) is int and value >= least)
+
+
 class Every:
     """Grow after every k-th epoch; see ``every``."""
 
     def __init__(self, epochs: int, times: int | None = None, start: int | None = None) -> None:
         if type(epochs) is not int or epochs < 1:
             raise ConfigError(f"every() needs a whole number of epochs between events, 1 or more, not {epochs!r}.")
-        if (times is not None and times < 0) or (start is not None and start < 1):
-            raise ConfigError("every() takes times of 0 or more and a start of epoch 1 or later, or None.")
+        if not _whole(times, 0) or not _whole(start, 1):
+            raise ConfigError(
+                "every() takes times of 0 or more and a start of epoch 1 or later, whole numbers, or None."
+            )
         self.epochs, self.times = epochs, times
         self.start = epochs if start is None else start
 
@@ -43,8 +50,14 @@ class Plateau:
     ) -> None:
         if mode not in ("min", "max"):
             raise ConfigError(f"plateau() takes mode 'min' or 'max', not {mode!r}.")
-        if patience < 1 or cooldown < 0 or (times is not None and times < 0):
-            raise ConfigError("plateau() needs a patience of 1 or more, and a cooldown and times of 0 or more.")
+        if (
+            patience is None
+            or cooldown is None
+            or not (_whole(patience, 1) and _whole(cooldown, 0) and _whole(times, 0))
+        ):
+            raise ConfigError(
+                "plateau() needs a patience of 1 or more, and a cooldown and times of 0 or more, whole numbers."
+            )
         self.metric, self.patience, self.min_delta = metric, patience, min_delta
         self.mode, self.cooldown, self.times = mode, cooldown, times
         self.best = math.inf

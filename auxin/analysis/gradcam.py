@@ -116,10 +116,6 @@ def maps_of_layers(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int]
     return sizes
 
 
-def _is_convolution(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d)
-
-
 def choose_layer(model: nn.Module, image: Tensor, name: str | None = None) -> str:
     """Return the layer to look at.
 

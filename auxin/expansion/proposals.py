@@ -130,9 +130,6 @@ def _layers(
     model: nn.Module, graph: Graph, within: Sequence[str] | None, most: int | None, like: Deepen, cap: Cap | None
 ) -> list[Proposal]:
     found = []
-    caps = [cap] if cap is not None else []
-    while caps and caps[-1].also is not None:
-        caps.append(caps[-1].also)
     edges = _edges(model, graph)
     for site in graph.sites:
         copied = bool(site.neutral) and edges[site.name].alone
@@ -145,12 +142,8 @@ def _layers(
         if most is not None and len(there) >= most:
             continue
         more, flops, neurons = _cost(model, graph, site, op, edges[site.name].positions)
-        after = {
-            "parameters": graph.num_parameters() + more,
-            "flops": graph.flops() + flops,
-            "neurons": sum(g.size for g in graph.growable()) + neurons,
-        }
-        if any(after[one.of] > one.limit for one in caps):
+        after = graph.num_parameters() + more, graph.flops() + flops, graph.num_neurons() + neurons
+        if cap is not None and not cap.allows(*after):
             continue
         found.append(Proposal(site.name, "deepen", GrowthPlan("natural", (op,), preserves=not op.noise), more, flops))
     return found

@@ -262,9 +262,8 @@ def _fit(graph: Graph, cap: Cap, proposals: Sequence[Proposal]) -> bool:
     wider = max((size / graph[group].size for group, size in sizes.items()), default=1.0)
     layers = [proposal for proposal in proposals if proposal.kind == "deepen"]
     channels = sum(graph.site(op.site).channels for op in operations if isinstance(op, Deepen))
-    after = {
-        "parameters": graph.num_parameters(sizes) + wider**2 * sum(layer.parameters for layer in layers),
-        "flops": graph.flops(sizes) + wider**2 * sum(layer.flops for layer in layers),
-        "neurons": sum(sizes.get(g.name, g.size) for g in graph.growable()) + wider * channels,
-    }
-    return after[cap.of] <= cap.limit and (cap.also is None or _fit(graph, cap.also, proposals))
+    return cap.allows(
+        graph.num_parameters(sizes) + wider**2 * sum(layer.parameters for layer in layers),
+        graph.flops(sizes) + wider**2 * sum(layer.flops for layer in layers),
+        graph.num_neurons(sizes) + wider * channels,
+    )

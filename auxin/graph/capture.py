@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from auxin.errors import TraceError
@@ -218,7 +219,18 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
             )
         return tensors
 
-    hooks = [nn.modules.module.register_module_forward_hook(note), model.register_forward_hook(only_tensors)]
+    def refuse_packed(module: nn.Module, args: Any) -> None:
+        if any(isinstance(arg, PackedSequence) for arg in args):
+            raise TraceError(
+                f"The forward of {type(model).__name__} packs sequences (torch.nn.utils.rnn), whose sizes depend on "
+                "the data: run the recurrent layer on the padded tensor instead."
+            )
+
+    hooks = [
+        nn.modules.module.register_module_forward_pre_hook(refuse_packed),
+        nn.modules.module.register_module_forward_hook(note),
+        model.register_forward_hook(only_tensors),
+    ]
     try:
         with kept_buffers(model), evaluation(model), quiet_export(), no_mask_detection():
             program = torch.export.export(model, args, kwargs or None, strict=False)
@@ -246,6 +258,8 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
         for placeholder, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
         if name in by_name
     }
+    for node in program.graph_module.graph.nodes:
+        node.meta["constant"] = signature.inputs_to_lifted_tensor_constants.get(str(node.target))
     return program.graph_module, bound, bare, first
 
 

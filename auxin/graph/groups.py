@@ -223,6 +223,14 @@ class Graph:
         other = self._overrides(sizes)
         return sum(prod(size_with(axis, other) for axis in self.axes[name]) for name in self.parameters)
 
+    def num_neurons(self, sizes: Mapping[str, int] | None = None) -> int:
+        """Return the number of units of all groups that can grow, inexactly growing ones included.
+
+        Args:
+            sizes: Other sizes for some groups.
+        """
+        return sum((sizes or {}).get(group.name, group.size) for group in self.growable(allow_inexact=True))
+
     def flops(self, sizes: Mapping[str, int] | None = None, within: str = "") -> int:
         """Return the FLOPs of one forward of the example inputs, optionally with some groups at other sizes.
 

@@ -249,7 +249,13 @@ class Propagator:
     def _placeholder(self, node: torch.fx.Node) -> Any:
         name = self.bound.get(str(node.target))
         if name is None:
-            return self._constant(node, "it reaches the model's input")
+            constant = node.meta.get("constant")
+            if constant is None:
+                return self._constant(node, "it reaches the model's input")
+            path, _, attribute = constant.rpartition(".")
+            if not isinstance(getattr(self.modules.get(path), attribute, None), Tensor):
+                return self._constant(node)
+            return self._constant(node, f"it meets the tensor {constant!r} of fixed size; register that as a buffer")
         if name not in self.trace.parameters:
             tensor = self.tensors[name]
             axes = tuple(atom(int(n)) for n in tensor.shape)

@@ -22,8 +22,9 @@ from auxin.types import Budget, GrowthPlan, LossFn, Widen
 class Firefly:
     """Over-grow, train the candidates' directions with the base frozen, keep those that lower the loss most.
 
-    Candidates of a group: each neuron split into ½ σ(θ + εδ) + ½ σ(θ - εδ), and ``num_candidates`` new ones with fan-in
-    w and fan-out εa. On a grown copy of the model, δ, w and a are trained for a few steps at constant ε; then
+    Candidates of a group: each neuron a·σ(θ) split into (a/2 + r) σ(θ + εδ) + (a/2 - r) σ(θ - εδ), and
+    ``num_candidates`` new ones with fan-in w and fan-out εa. On a grown copy of the model, δ, w and a are trained for a
+    few steps at constant ε; then
 
         Δ_i = ∫₀^ε ∂L/∂ε_i dε     over held batches, all gates rising together
 
@@ -59,8 +60,10 @@ class Firefly:
     name: str = "firefly"
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.path_points < 1 or self.num_batches < 1 or self.step_size <= 0:
+        if self.steps < 0 or self.path_points < 1 or self.num_batches < 1 or not self.step_size > 0:
             raise ConfigError("Firefly needs at least 1 batch and 1 point, 0 steps or more, and a step size above 0.")
+        if not (self.rate >= 0 and self.asymmetry >= 0):
+            raise ConfigError("Firefly needs a rate and an asymmetry of 0 or more.")
         if self.num_candidates is not None and self.num_candidates < 1:
             raise ConfigError("Firefly needs at least 1 new neuron among the candidates of each group.")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.budgets import Allocated
+from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.methods.random import Random
 from auxin.methods.symmetry import outgoing_offsets
@@ -41,6 +42,10 @@ class Net2Net:
     noise: float = 0.0
     asymmetry: float = 1.0
     name: str = "net2net"
+
+    def __post_init__(self) -> None:
+        if not (self.noise >= 0 and self.asymmetry >= 0):
+            raise ConfigError("Net2Net needs noise and asymmetry of 0 or more.")
 
     @property
     def preserves(self) -> bool:

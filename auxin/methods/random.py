@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.axes import size_with
 from auxin.types import Budget, GrowthPlan, LossFn, Slot, Widen
@@ -34,6 +35,10 @@ class Random:
 
     outgoing_scale: float = 0.0
     name: str = "random"
+
+    def __post_init__(self) -> None:
+        if not self.outgoing_scale >= 0:
+            raise ConfigError("Random needs an outgoing_scale of 0 or more.")
 
     @property
     def preserves(self) -> bool:

@@ -23,14 +23,14 @@ from auxin.types import Budget, GrowthPlan, LossFn, Widen
 
 @dataclass(frozen=True)
 class Splitting:
-    """Replace σ(θ) by ½ σ(θ + εv) + ½ σ(θ - εv), v the eigenvector of the smallest eigenvalue of S(θ).
+    """Replace a·σ(θ) by (a/2 + r) σ(θ + εv) + (a/2 - r) σ(θ - εv), v the eigenvector of S(θ)'s smallest eigenvalue.
 
         S(θ) = E[(∂L/∂σ) ∇²_θ σ(θ, x)];   change of the loss = (ε²/2) λ_min(S) + O(ε³)
 
     Only neurons with λ < 0 are split, the most negative first: in each group under a budget per group, over all groups
     under a global one. What the budget has left is filled with random new neurons, and the event says so. θ are the
-    rows of every linear map that computes the neuron; norms, depthwise filters and biases are copied whole, outgoing
-    weights halved. ReLU has no second derivative: softplus' 3 s (1 - s), s = sigmoid(3z), is taken.
+    rows of every linear map that computes the neuron; norms, depthwise filters and biases are copied whole. ReLU has no
+    second derivative: softplus' 3 s (1 - s), s = sigmoid(3z), is taken.
 
     Attributes:
         step_size: ε, with ‖v‖ = 1.
@@ -54,8 +54,10 @@ class Splitting:
     name: str = "splitting"
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.num_batches < 1 or self.step_size < 0:
-            raise ConfigError("Splitting needs at least 1 iteration and 1 batch, and a step size of 0 or more.")
+        if self.iterations < 1 or self.num_batches < 1 or not (self.step_size >= 0 and self.asymmetry >= 0):
+            raise ConfigError(
+                "Splitting needs at least 1 iteration and 1 batch, and a step size and an asymmetry of 0 or more."
+            )
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError("Splitting needs a micro_batch of at least 1 sample, or None for whole batches.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -69,12 +70,28 @@ def take_batches(
         raise ConfigError(
             f"The {method} method looks at data, but the loader gave no batch: pass one that is not empty."
         )
-    return found, loss_fn
+    return found, _explained(loss_fn)
+
+
+def _explained(loss_fn: LossFn) -> LossFn:
+    """Return a loss whose usual mistakes are one sentence."""
+
+    def loss(output: Any, target: Any) -> Tensor:
+        try:
+            return loss_fn(output, target)
+        except (TypeError, AttributeError, KeyError, IndexError) as error:
+            raise ConfigError(
+                f"loss_fn(output, target) fails on the model's output and a batch's target ({error!r}): pass the loss "
+                "of these two, for example torch.nn.functional.cross_entropy; a batch that is a dict is its own target."
+            ) from error
+
+    return loss
 
 
 def _as_batch(item: Any, model: nn.Module, method: str) -> Batch:
     if isinstance(item, Mapping):
         inputs, target = item, item
+        _check_keys(model, item)
     elif isinstance(item, (tuple, list)) and len(item) == 2:
         inputs, target = item
     else:
@@ -86,6 +103,19 @@ def _as_batch(item: Any, model: nn.Module, method: str) -> Batch:
         return in_precision(x.detach().to(parameter.device), precise) if isinstance(x, Tensor) else x
 
     return Batch(pytree.tree_map(move, inputs), pytree.tree_map(move, target))
+
+
+def _check_keys(model: nn.Module, batch: Mapping[Any, Any]) -> None:
+    """Refuse a batch with a key that the forward does not take."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    unknown = [key for key in batch if key not in {parameter.name for parameter in parameters}]
+    if unknown:
+        raise ConfigError(
+            f"A batch is a dict with {', '.join(map(repr, unknown))}, which the forward of {type(model).__name__} does "
+            "not take: pass pairs (inputs, target), the inputs a tensor, a tuple or a dict of what it takes."
+        )
 
 
 def precision(model: nn.Module) -> torch.dtype:

@@ -82,6 +82,7 @@ def apply(
     generator = generator or torch.Generator().manual_seed(0)
     if not plan.operations:
         raise ConfigError("The plan has no operations; nothing would grow.")
+    _check_graph(model, graph)
     exact = plan.preserves and not allow_inexact
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     inputs = clone_tensors(normalise_inputs(graph.example_inputs), _device(model))
@@ -229,6 +230,18 @@ class _Work:
 def _device(model: nn.Module) -> torch.device | None:
     """Return where the model lives now, which may not be where it was traced."""
     return next((p.device for p in model.parameters()), None)
+
+
+def _check_graph(model: nn.Module, graph: Graph) -> None:
+    """Refuse a graph that is another model's, or of another time."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, axes in graph.axes.items():
+        sizes = [axis.size for axis in axes]
+        if name not in tensors or list(tensors[name].shape) != sizes:
+            raise ConfigError(
+                f"The graph does not fit the model: it has {name} of sizes {sizes}, the model "
+                f"{list(tensors[name].shape) if name in tensors else 'has none'}. Trace the model that is to grow."
+            )
 
 
 def _outputs(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,8 +37,9 @@ def check_deepen(graph: Graph, model: nn.Module, op: Deepen) -> None:
         raise ConfigError(f"{op.site!r} is no residual block, y = x + f(x), to copy: leave copy out for a plain block.")
     if op.copy is False and not site.activation:
         raise ConfigError(f"No activation ends {op.site!r}, so only a copy of it can follow: leave copy out.")
-    if not is_copy(site, op) and site.kind != "linear" and (op.kernel_size < 1 or op.kernel_size % 2 == 0):
-        raise ConfigError(f"An identity convolution needs an odd kernel size, not {op.kernel_size}.")
+    odd = type(op.kernel_size) is int and op.kernel_size > 0 and op.kernel_size % 2 == 1
+    if not is_copy(site, op) and site.kind != "linear" and not odd:
+        raise ConfigError(f"An identity convolution needs an odd kernel size, not {op.kernel_size!r}.")
     if op.noise < 0:
         raise ConfigError(f"The noise of a new layer is a standard deviation of 0 or more, not {op.noise}.")
     if op.fresh is not None:
@@ -130,7 +132,7 @@ def channel_statistics(
 def _norms_in_training(model: nn.Module) -> Iterator[None]:
     """Let batch norms use the batch's statistics, as the next training step will, without updating their own."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    saved = [(m.momentum, m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
+    saved = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
     try:
         for module in norms:
             module.training = True
@@ -139,8 +141,7 @@ def _norms_in_training(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = None if buffer is None else buffer.clone()
         yield
     finally:
-        for module, (momentum, mean, variance, count) in zip(norms, saved, strict=True):
-            module.momentum = momentum
+        for module, (mean, variance, count) in zip(norms, saved, strict=True):
             module._buffers.update(running_mean=mean, running_var=variance, num_batches_tracked=count)
 
 
@@ -175,7 +176,7 @@ def deepen_model(
             block.calibrate(*channel_statistics(target, [site], inputs)[site.name])
         place = target.get_submodule(site.name)
         attach(place, block)
-        change.on_rollback(lambda place=place: detach_last(place))  # type: ignore[misc]
+        change.on_rollback(partial(detach_last, place))
         for name in options.get("neutral", ["map.weight"]) if op.noise else ():
             weight: Any = block.get_parameter(name)
             with torch.no_grad():

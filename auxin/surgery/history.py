@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch.optim import Optimizer
 
 from auxin.errors import CheckpointError
 from auxin.graph.capture import repeats, unwrap
-from auxin.surgery.blocks import GROWN, attach, make_block
+from auxin.surgery.blocks import GROWN, attach, detach_last, make_block
 from auxin.surgery.param_groups import add_parameters, as_list
-from auxin.surgery.transaction import Transaction, set_attribute
+from auxin.surgery.transaction import Transaction
 from auxin.types import Event
 
 
@@ -78,7 +79,8 @@ class History:
             optimizer: Its optimizer or optimizers, made before the replay; the parameters of new layers join them.
 
         Raises:
-            CheckpointError: If the model has no such modules, parameters or attributes, or has grown already.
+            CheckpointError: If the model has no such modules, parameters or attributes, or has grown already; model and
+                optimizer are then as they were.
 
         Example:
             >>> import torch, auxin
@@ -98,10 +100,14 @@ class History:
         model = unwrap(model)
         if any(name.endswith(GROWN) for name, _ in model.named_modules()):
             raise CheckpointError("The model has grown already: replay the history on a freshly built base model.")
+        change = Transaction()
         for number, event in enumerate(self.events, 1):
             try:
-                _replay(model, event, as_list(optimizer))
-            except AttributeError as error:
+                _replay(model, event, as_list(optimizer), change)
+            except BaseException as error:
+                change.rollback()
+                if not isinstance(error, AttributeError):
+                    raise
                 raise CheckpointError(
                     f"Event {number} of the history does not fit this model ({error}); build the base model with the "
                     "options it had before the first growth."
@@ -118,21 +124,21 @@ def _grown(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
 
 
-def _replay(model: nn.Module, event: Event, optimizers: Sequence[Optimizer]) -> None:
+def _replay(model: nn.Module, event: Event, optimizers: Sequence[Optimizer], change: Transaction) -> None:
     structure = event.structure
     blocks = {path: iter(options) for path, options in structure.blocks.items()}
     for path in (change.target for change in event.changes if change.kind == "deepen"):
         host, known = model.get_submodule(path), dict(model.named_parameters())
-        attach(host, make_block(model, path, next(blocks[path]), Transaction()))
+        attach(host, make_block(model, path, next(blocks[path]), change))
+        change.on_rollback(partial(detach_last, host))
         new = {name: p for name, p in model.named_parameters() if name not in known and p.requires_grad}
-        add_parameters(optimizers, model, new, path, Transaction())
+        add_parameters(optimizers, model, new, path, change)
     with torch.no_grad():
         for name, shape in structure.shapes.items():
             path, _, leaf = name.rpartition(".")
             tensor = getattr(model.get_submodule(path), leaf)
             if tuple(tensor.shape) != tuple(shape):
-                tensor.grad = None
-                tensor.data = _grown(tensor, shape)
+                change.replace(tensor, _grown(tensor, shape))
     for key, value in structure.attributes.items():
         path, _, name = key.rpartition(":")
-        set_attribute(model.get_submodule(path), name, value)
+        change.set_attribute(model.get_submodule(path), name, value)

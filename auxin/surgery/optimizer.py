@@ -60,6 +60,9 @@ def resize_state(
     optimizer itself would start them; an average of the parameter is resized as the parameter was. Of the others, those
     that have no old size of a resized dimension, alone or multiplied with its neighbours', are left as they are.
 
+    Adam counts one step for the whole tensor: moments that start at zero late are not corrected for it, and the first
+    update of a new entry is (1 - β1)/sqrt(1 - β2), 3.2 by default, times the learning rate.
+
     Args:
         optimizer: Any optimizer with per-parameter state.
         parameter: The parameter, already at its new shape.

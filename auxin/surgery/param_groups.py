@@ -95,10 +95,10 @@ def add_parameters(
             chosen = [home.group for home in like]
         for group in chosen:
             group["params"].append(parameter)
-            change.on_rollback(lambda group=group: group["params"].pop())  # type: ignore[misc]
+            change.on_rollback(group["params"].pop)
             if "param_names" in group:
                 group["param_names"].append(name)
-                change.on_rollback(lambda group=group: group["param_names"].pop())  # type: ignore[misc]
+                change.on_rollback(group["param_names"].pop)
     fresh = {id(parameter) for parameter in new.values()}
     for optimizer in optimizers:
         if isinstance(optimizer, LBFGS):

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
-_TORCH = str(Path(torch.__file__).resolve().parent)
+_PACKAGE = f"{Path(__file__).resolve().parent.parent}{os.sep}"
+_TORCH = f"{Path(torch.__file__).resolve().parent}{os.sep}"
 
 
 class Transaction:
     """Makes changes and remembers how to take each of them back, newest first."""
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
 
-    def on_rollback(self, action: Callable[[], None]) -> None:
+    def on_rollback(self, action: Callable[[], object]) -> None:
         """Run an action if the changes are taken back."""
         self._undo.append(action)
 
@@ -69,12 +70,6 @@ def _attribute_owner(module: Any, name: str) -> tuple[Any, str]:
     for part in path:
         module = getattr(module, part)
     return module, last
-
-
-def set_attribute(module: nn.Module, name: str, value: Any) -> None:
-    """Set a (dotted) attribute of a module."""
-    owner, last = _attribute_owner(module, name)
-    setattr(owner, last, value)
 
 
 def _set_data(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:
