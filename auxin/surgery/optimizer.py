@@ -61,8 +61,8 @@ def resize_state(
     that have no old size of a resized dimension, alone or multiplied with its neighbours', are left as they are.
 
     Adam counts one step for the whole tensor: moments that start at zero late are not corrected for it, and the first
-    update of a new entry is (1 - β1)/sqrt(1 - β2), 3.2 by default, times the learning rate. That helps: see "What should
-    Adam's moments of new entries start with?" in experiments/methods/README.md.
+    update of a new entry is (1 - β1)/sqrt(1 - β2), 3.2 by default, times the learning rate. Measured, that helps new
+    units (experiments/methods/README.md).
 
     Args:
         optimizer: Any optimizer with per-parameter state.
