@@ -13,6 +13,7 @@ from auxin.budgets import Allocated
 from auxin.graph import Graph
 from auxin.graph.capture import unwrap
 from auxin.methods import find_method
+from auxin.similarity import model_inputs
 from auxin.surgery import apply, check_widen
 from auxin.types import Deepen, DepthSite, Event, GrowthPlan, LossFn, Method, Widen, WidthGroup
 
@@ -50,6 +51,7 @@ def widen(
         What changed.
 
     Raises:
+        ConfigError: If there is no such group, or the optimizer is another model's.
         FrozenError: If the group may not grow.
         GrowthError: If the grown model fails; everything is restored.
     """
@@ -74,7 +76,7 @@ def deepen(
     graph: Graph,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     ema: Sequence[nn.Module] = (),
-    batches: Iterable[Any] | None = None,
+    loader: Iterable[Any] | None = None,
     kernel_size: int = 3,
     noise: float = 0.0,
     copy: bool | None = None,
@@ -92,7 +94,7 @@ def deepen(
         graph: ``auxin.trace(model, example_inputs)``; traced again after the insertion.
         optimizer: Optimizers that shall train the new block.
         ema: Averaged copies of the model that get the same block.
-        batches: Model inputs to calibrate the block's norm on; the example inputs if None.
+        loader: Training batches or model inputs to calibrate the block's norm on; the example inputs if None.
         kernel_size: Odd size of the convolution's kernel; 1 where the edge has a single position (a pooled map).
         noise: Standard deviation of noise on the identity weights; 0 preserves the function.
         copy: Whether to copy the module that the block follows; None does so where it is a residual block.
@@ -104,10 +106,11 @@ def deepen(
         What changed.
 
     Raises:
-        ConfigError: If there is no such site.
+        ConfigError: If there is no such site, an option does not fit it, or the optimizer is another model's.
         GrowthError: If the grown model fails; everything is restored.
     """
     name = site.name if isinstance(site, DepthSite) else site
     plan = GrowthPlan("identity", (Deepen(name, kernel_size, noise, copy, fresh, seed),), preserves=noise == 0)
     generator = torch.Generator().manual_seed(seed)
-    return apply(plan, model, graph, optimizer=optimizer, ema=ema, batches=batches, generator=generator)
+    inputs = None if loader is None else [model_inputs(batch, graph.example_inputs) for batch in loader]
+    return apply(plan, model, graph, optimizer=optimizer, ema=ema, batches=inputs, generator=generator)

@@ -169,7 +169,7 @@ def test_an_identity_block_preserves_eval_and_train_mode_and_is_trained(site):
     graph = auxin.trace(model, IMAGES[:2])
     names = list(model.state_dict())
     reference = copy.deepcopy(model)
-    event = auxin.deepen(model, site, graph=graph, optimizer=optimizer, batches=[IMAGES])
+    event = auxin.deepen(model, site, graph=graph, optimizer=optimizer, loader=[IMAGES])
     assert event.max_change < 1e-5
     assert [n for n in model.state_dict() if ".grown." not in n] == names
     with torch.no_grad():
@@ -241,10 +241,10 @@ def test_a_norm_cannot_be_calibrated_on_one_sample_and_the_error_says_so():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
     graph = auxin.trace(model, torch.randn(1, 4))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ConfigError, match="2 or more samples"):
+    with pytest.raises(ConfigError, match="a loader whose batches hold 2 or more"):
         auxin.deepen(model, "2", graph=graph)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    auxin.deepen(model, "2", graph=graph, batches=[torch.randn(8, 4)])
+    auxin.deepen(model, "2", graph=graph, loader=[torch.randn(8, 4)])
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ def channel_statistics(
         if "more than 1 value per channel" not in str(error):
             raise
         raise ConfigError(
-            "The norm of a new layer cannot be calibrated on a single sample: give batches= of 2 or more samples, or "
-            "step() a loader of such."
+            "The norm of a new layer cannot be calibrated on a single sample: give a loader whose batches hold 2 or "
+            "more."
         ) from error
     finally:
         for handle in handles:

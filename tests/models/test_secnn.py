@@ -142,7 +142,7 @@ def test_widening_preserves_the_function(size: int, group: str) -> None:
 def test_deepening_preserves_the_function(size: int, site: str) -> None:
     model, images = busy(size)
     before, graph, count = outputs(model, images), auxin.trace(model, images[:2]), num_parameters(model)
-    auxin.deepen(model, site, graph=graph, batches=[images])
+    auxin.deepen(model, site, graph=graph, loader=[images])
     if site.startswith("blocks"):
         assert num_parameters(model) - count == 2_336 + 1  # the blend of the activation is the one
     for old, new in zip(before, outputs(model, images), strict=True):

@@ -81,7 +81,7 @@ def test_plain_blocks_and_copies_follow_each_other():
     graph = auxin.trace(model, IMAGES)
     before = model.eval()(IMAGES)
     auxin.deepen(model, "stage1.1", graph=graph)
-    auxin.deepen(model, "stage1.1", graph=graph, copy=False, batches=[IMAGES])
+    auxin.deepen(model, "stage1.1", graph=graph, copy=False, loader=[IMAGES])
     auxin.deepen(model, "stage1.1", graph=graph, copy=True)
     kinds = [type(block).__name__ for block in model.stage1[1].grown]
     assert kinds == ["BasicBlock", "IdentityBlock", "BasicBlock"]
