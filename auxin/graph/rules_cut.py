@@ -49,10 +49,10 @@ def chunk(p: Propagator, x: Value, chunks: Any, dim: int = 0) -> Any:
         return split(p, x, [b - a for a, b in pairwise(bounds)], dim)
     if size % chunks:
         p.freeze(x.axes[dim], "cuts it into unequal parts")
-        return _parts(p, x, dim, [p.fresh(v.shape[dim], "an unequal part") for v in p.node.meta["val"]])
+        return _parts(x, dim, [p.fresh(v.shape[dim], "an unequal part") for v in p.node.meta["val"]])
     part = p.fresh(size // chunks)
     p.unify(x.axes[dim], product(p.fresh(chunks, "a fixed number of parts"), part))
-    return _parts(p, x, dim, [part] * chunks)
+    return _parts(x, dim, [part] * chunks)
 
 
 @rule("split", "split_with_sizes", "unsafe_split")
@@ -67,10 +67,10 @@ def split(p: Propagator, x: Value, sizes: Any, dim: int = 0) -> Any:
             part = p.fresh(given)
             p.unify(x.axes[dim], product(p.fresh(len(sizes), "a fixed number of parts"), part))
             p.literal(given, part)
-            return _parts(p, x, dim, [part] * len(sizes))
+            return _parts(x, dim, [part] * len(sizes))
     if any(isinstance(n, DataSize) for n in sizes):
         p.freeze(x.axes[dim], "cuts it where the data say")
-        return _parts(p, x, dim, [p.fresh(n, "a part of a frozen axis") for n in sizes])
+        return _parts(x, dim, [p.fresh(n, "a part of a frozen axis") for n in sizes])
     rest, parts = x.axes[dim], []
     for n in sizes[:-1]:
         head, rest = _cut(p, rest, n)
@@ -79,7 +79,7 @@ def split(p: Propagator, x: Value, sizes: Any, dim: int = 0) -> Any:
     for n, part in zip(sizes, parts, strict=True):
         p.literal(n, part)
     p.listed(sizes, parts)
-    return _parts(p, x, dim, parts)
+    return _parts(x, dim, parts)
 
 
 def _cut(p: Propagator, axis: Axis, offset: int) -> tuple[Axis, Axis]:
@@ -90,7 +90,7 @@ def _cut(p: Propagator, axis: Axis, offset: int) -> tuple[Axis, Axis]:
         return p.fresh(offset, "a part of a frozen axis"), p.fresh(axis.size - offset, "a part of a frozen axis")
 
 
-def _parts(p: Propagator, x: Value, dim: int, parts: Sequence[Axis]) -> tuple[Value, ...]:
+def _parts(x: Value, dim: int, parts: Sequence[Axis]) -> tuple[Value, ...]:
     dim %= len(x.axes)
     return tuple(x.with_axes(range(len(x.axes)), [*x.axes[:dim], part, *x.axes[dim + 1 :]], x.layout) for part in parts)
 
@@ -104,7 +104,7 @@ def slice_(p: Propagator, x: Value, dim: int = 0, start: Any = None, end: Any = 
     taken = p.output_shape()[dim]
     if any(isinstance(n, DataSize) for n in (start, end, taken)):
         p.freeze(axis, "takes a range of it that depends on the data")
-        return _parts(p, x, dim, [p.fresh(taken, "a part of a frozen axis")])[0]
+        return _parts(x, dim, [p.fresh(taken, "a part of a frozen axis")])[0]
     length = None
     if p.operator_name() == "narrow":
         length, end = end, start + end
@@ -134,7 +134,7 @@ def slice_(p: Propagator, x: Value, dim: int = 0, start: Any = None, end: Any = 
             p.freeze_written(abs(given[0]), *([part, *rest] if given[0] < 0 else [head]))
         if length is not None:
             p.freeze_written(length, part)
-    return _parts(p, x, dim, [part])[0]
+    return _parts(x, dim, [part])[0]
 
 
 @rule("select")

@@ -87,10 +87,10 @@ def reshape(p: Propagator, x: Value, sizes: Any, *args: Any) -> Any:
         return x if same else p._unknown((x,), {})
     axes = reshape_axes(p, x.axes, p.output_shape(), list(sizes))
     p.listed(sizes, axes)
-    return _reshaped(p, x, axes)
+    return _reshaped(x, axes)
 
 
-def _reshaped(p: Propagator, x: Value, axes: Sequence[Axis]) -> Value:
+def _reshaped(x: Value, axes: Sequence[Axis]) -> Value:
     layout = x.layout if x.layout == "linear" and axes and axes[-1] == x.axes[-1] else None
     if not x.pure:
         return Value(tuple(axes), (), layout)
@@ -108,14 +108,14 @@ def _reshaped(p: Propagator, x: Value, axes: Sequence[Axis]) -> Value:
 def reshape_as(p: Propagator, x: Value, other: Value) -> Value:
     """Reshape to another tensor's sizes."""
     shape = p.output_shape()
-    return _reshaped(p, x, reshape_axes(p, x.axes, shape, [-1] * len(shape)))
+    return _reshaped(x, reshape_axes(p, x.axes, shape, [-1] * len(shape)))
 
 
 @rule("flatten")
 def flatten(p: Propagator, x: Value, start_dim: int = 0, end_dim: int = -1) -> Value:
     """Join a run of dimensions."""
     shape = p.output_shape()
-    return _reshaped(p, x, reshape_axes(p, x.axes, shape, [-1] * len(shape)))
+    return _reshaped(x, reshape_axes(p, x.axes, shape, [-1] * len(shape)))
 
 
 @rule("unflatten")
@@ -124,7 +124,7 @@ def unflatten(p: Propagator, x: Value, dim: int, sizes: Sequence[int]) -> Value:
     dim %= len(x.axes)
     shape = p.output_shape()[dim : dim + len(sizes)]
     new = _reshape_run(p, [x.axes[dim]], shape, list(sizes))
-    return _reshaped(p, x, [*x.axes[:dim], *new, *x.axes[dim + 1 :]])
+    return _reshaped(x, [*x.axes[:dim], *new, *x.axes[dim + 1 :]])
 
 
 def _permuted(x: Value, order: Sequence[int]) -> Value:

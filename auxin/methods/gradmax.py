@@ -103,7 +103,7 @@ class GradMax:
             with measuring(model):
                 try:
                     climb = _Climb(model, graph, wanted, found, loss, self.micro_batch)
-                    values = _climb(climb, self.iterations)
+                    values = _maximise(climb, self.iterations)
                 except RuntimeError as error:
                     notes |= dict.fromkeys((op.group for op in wanted), why_not_twice(error))
         operations = tuple(Widen(name, op.by, values=values.get(name, op.values)) for name, op in plain.items())
@@ -206,7 +206,7 @@ def _summed(terms: Iterable[Sequence[Tensor]]) -> list[Tensor]:
     return total
 
 
-def _climb(climb: _Climb, iterations: int) -> dict[str, dict[str, Tensor]]:
+def _maximise(climb: _Climb, iterations: int) -> dict[str, dict[str, Tensor]]:
     """Return the fan-in values with the largest gradient at the fan-out, for each group."""
     for step in range(iterations + 1):
         total = climb.gradients()

@@ -165,7 +165,10 @@ def resize_axis(tensor: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, l
                 f"The new entries of {slot.parameter} (dimension {dim}) have shape {tuple(given.shape)}, "
                 f"but growing group {op.group!r} by {op.by} needs {tuple(wanted)}."
             )
-        result = (_offset if of_copies else _fill)(result, dim, given, op, copied, kept)
+        if of_copies:
+            result = _offset(result, dim, given, copied, kept)
+        else:
+            result = _fill(result, dim, given, op, copied, kept)
     lift.note(slot.parameter, dim, copied, scale)
     return result, kept
 
@@ -178,7 +181,7 @@ def _fill(result: Tensor, dim: int, given: Tensor, op: Widen, copied: Tensor, ke
     return result.index_copy(dim, new[chosen].to(result.device), given.index_select(dim, rows))
 
 
-def _offset(result: Tensor, dim: int, given: Tensor, op: Widen, copied: Tensor, kept: Tensor) -> Tensor:
+def _offset(result: Tensor, dim: int, given: Tensor, copied: Tensor, kept: Tensor) -> Tensor:
     """Add offsets to the parents' entries and subtract them from their copies'."""
     new = (kept < 0).nonzero().flatten()
     new = new[copied[new] >= 0]
