@@ -100,7 +100,7 @@ class DepthSite:
     norm: bool
     activation: str
     idempotent: bool
-    arguments: tuple[tuple[str, float], ...] = ()
+    arguments: tuple[tuple[str, float | str], ...] = ()
     pointwise: bool = False
     bias: bool = True
     neutral: tuple[tuple[str, float], ...] = ()

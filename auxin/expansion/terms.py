@@ -101,7 +101,7 @@ class GramTerms:
             alive = k > 1e-12 * k[-1].clamp(min=torch.finfo(k.dtype).tiny)
             terms.append((k[alive] / self.n, weight[alive]))
         if not sum(len(k) for k, _ in terms):
-            raise ConfigError("The loss has no gradient on the samples of the score; is any parameter trainable?")
+            return 1.0  # no gradient: every score is 0
 
         def share(damping: float) -> float:
             return sum(float((w * k / (k + damping)).sum()) for k, w in terms)
@@ -174,7 +174,7 @@ class KroneckerTerms:
 
 def _choose(value: Callable[[float], float], target: float, scale: float) -> float:
     if scale <= 0:
-        raise ConfigError("The loss has no gradient on the samples of the score; is any parameter trainable?")
+        return 1.0  # no gradient: every score is 0
     return _solve(value, target * value(1e-12 * scale), scale)
 
 

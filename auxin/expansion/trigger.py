@@ -33,8 +33,9 @@ class Natural:
         η = gᵀ(F + λI)⁻¹g for the current model and for it with each proposal: an identity layer at a depth site, or
         more units in a width group. Grow the best if η_best · penalty / η_now > τ and η_best - η_now > α.
 
-    λ is chosen anew at each decision so that the current model's score is mid-range (``target``), unless ``damping``
-    fixes it. Every decision, also not to grow, is kept with its reason in ``Grower.decisions``.
+    λ is chosen anew at each decision so that the current model's score is mid-range (``target``; for another Fisher
+    matrix than the empirical one, so that its effective rank is), unless ``damping`` fixes it. Every decision, also not
+    to grow, is kept with its reason in ``Grower.decisions``.
 
     Args:
         tau: τ, the ratio of scores above which to grow.

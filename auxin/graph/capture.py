@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields, is_dataclass
@@ -101,7 +102,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     """
     flags = [(module, module.training) for module in model.modules()]
     kept: list[tuple[dict[Any, Tensor], dict[Any, Tensor]]] = []
-    fastpath = torch.backends.mha.get_fastpath_enabled()
+    fastpath, drawn = torch.backends.mha.get_fastpath_enabled(), random.getstate()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         gpus = sorted({p.device.index for p in model.parameters() if p.is_cuda})
@@ -116,6 +117,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             if id(cache) not in filled:  # the forward does not fill it: it holds something else
                 cache.update(entries)
         torch.backends.mha.set_fastpath_enabled(fastpath)
+        random.setstate(drawn)
         for module, training in flags:
             module.training = training
 

@@ -75,6 +75,9 @@ class Graph:
                     leaf.inexact = leaf.inexact or self._normed_over.get((slot.parameter, slot.dim))
                 if slot.parameter not in self.parameters and slot.role not in BUFFERS:
                     leaf.frozen = leaf.frozen or f"nothing says how to extend the buffer {slot.parameter}"
+            tied = next((slot.parameter for slot in slots[leaf] if self._is_tied(slot)), None)
+            if tied and not any(slot.role == "producer" for slot in slots[leaf]):
+                leaf.inexact = leaf.inexact or f"{tied} both computes and reads it, so that units of zeros never learn"
             readers = {slot.parameter for slot in slots[leaf] if slot.role == "consumer"}
             if readers and readers <= untrained:
                 leaf.frozen = leaf.frozen or f"what reads it is not trained ({min(readers)}.requires_grad is False)"
@@ -190,10 +193,10 @@ class Graph:
 
     def reads_what_it_writes(self, group: str) -> bool:
         """Return whether one parameter axis both computes and reads the group's units (a tied embedding)."""
-        return any(
-            {"producer", "consumer"} <= {tag.role for tag in self._tags.get((slot.parameter, slot.dim), [])}
-            for slot in self[group].slots
-        )
+        return any(self._is_tied(slot) for slot in self[group].slots)
+
+    def _is_tied(self, slot: Slot) -> bool:
+        return {"producer", "consumer"} <= {tag.role for tag in self._tags.get((slot.parameter, slot.dim), [])}
 
     def norms_fan_in(self, group: str) -> bool:
         """Return whether the norm of the units' incoming weights is taken (weight norm), which zeros may not have."""

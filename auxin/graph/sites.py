@@ -17,7 +17,10 @@ from auxin.types import CHANNEL, DepthSite
 
 IDEMPOTENT = {"ReLU", "ReLU6"}
 # Arguments of the functional form that the module form needs to be the same function.
-ARGUMENTS = {"leaky_relu": ("negative_slope",), "elu": ("alpha",), "hardtanh": ("min_val", "max_val")}
+ARGUMENTS = {
+    "leaky_relu": ("negative_slope",), "elu": ("alpha",), "celu": ("alpha",), "hardtanh": ("min_val", "max_val"),
+    "softplus": ("beta", "threshold"), "gelu": ("approximate",),
+}  # fmt: skip
 
 
 def find_sites(
@@ -96,8 +99,11 @@ def _site(
         return None
     name = operator_name(activation)
     names = ARGUMENTS.get(name, ())
-    given = dict(zip(names, activation.args[1:], strict=False))
-    arguments = tuple((key, float(value)) for key, value in given.items() if isinstance(value, (int, float)))
+    given = {**dict(zip(names, activation.args[1:], strict=False)), **activation.kwargs}
+    arguments = tuple(
+        (key, value if isinstance(value, str) else float(value))
+        for key, value in given.items() if key in names and isinstance(value, (int, float, str))
+    )  # fmt: skip
     module = ACTIVATIONS[name]
     channel = len(value.axes) + CHANNEL[value.layout]
     axis = value.axes[channel]

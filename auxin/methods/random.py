@@ -72,11 +72,12 @@ class Random:
         operations = []
         for name, by in budget.allocate(graph).items():
             values = {}
-            for slot in graph[name].slots:
-                if slot.parameter not in graph.parameters:
-                    continue
+            slots = [slot for slot in graph[name].slots if slot.parameter in graph.parameters]
+            # Weights that read the units they compute, and nothing else computes them: zeros would stay zeros.
+            tied = graph.reads_what_it_writes(name) and all(slot.role != "producer" for slot in slots)
+            for slot in slots:
                 tensor = tensors[slot.parameter]
-                if slot.role == "producer":
+                if slot.role == "producer" or (slot.role == "consumer" and tied):
                     values[f"{slot.parameter}:{slot.dim}"] = fresh_rows(model, graph, name, slot, tensor, by, generator)
                 elif slot.role == "consumer" and self.outgoing_scale:
                     scale = self.outgoing_scale * float(tensor.detach().float().std())
@@ -115,8 +116,8 @@ def fresh_rows(
     shape = new_shape(graph, group, slot, by)
     owner = model.get_submodule(slot.parameter.rpartition(".")[0])
     fan_in = tensor.numel() // tensor.shape[slot.dim]
-    if isinstance(owner, nn.modules.conv._ConvTransposeNd):  # its groups lie in the input dimension
-        fan_in //= owner.groups
+    if isinstance(owner, nn.modules.conv._ConvTransposeNd):  # (C_in, C_out/groups, k...): groups lie in the first
+        fan_in = tensor.numel() // tensor.shape[1] // owner.groups
     embedded = isinstance(owner, nn.Embedding)
     std = float(tensor.detach().float().std()) if embedded else sqrt(2 / max(fan_in, 1))
     return (torch.randn(shape, generator=generator) * std).to(tensor)

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointError
 
-from auxin.errors import ConfigError
+from auxin.errors import ConfigError, TrainingError
 from auxin.graph.capture import copied, evaluation
 from auxin.types import LossFn
 
@@ -58,6 +58,7 @@ def take_batches(
 
     Raises:
         ConfigError: If batches or loss are missing, or a batch is not a pair.
+        TrainingError: If a batch holds NaN.
     """
     if batches is None or loss_fn is None:
         raise ConfigError(
@@ -69,6 +70,12 @@ def take_batches(
     if not found:
         raise ConfigError(
             f"The {method} method looks at data, but the loader gave no batch: pass one that is not empty."
+        )
+    tensors = (leaf for batch in found for leaf in pytree.tree_leaves([batch.inputs, batch.target]))
+    if any(isinstance(t, Tensor) and t.is_floating_point() and bool(t.isnan().any()) for t in tensors):
+        raise TrainingError(
+            f"The {method} method looks at data, and gradients on a batch that holds NaN are not finite: take such "
+            "samples out."
         )
     return found, _explained(loss_fn)
 

@@ -201,7 +201,7 @@ class Fisher:
 
         Returns:
             owner → module path → matrix (sets · n, sets · n), in float64 for the current model and in the model's
-            precision for proposals, of which there are many.
+            precision for proposals, of which there are many, where the Fisher matrix is the empirical one.
         """
         result: dict[str, dict[str, Tensor]] = {CURRENT: {}}
         for names, paired in self._plan():
@@ -211,7 +211,9 @@ class Fisher:
             for name, owner, gram in stored.grams():
                 blocks = result.setdefault(owner, {})
                 block = name.rpartition(".")[0] if blockwise else ""
-                gram = gram if owner == CURRENT or blockwise else gram.to(self.rows_of.parameters[name].dtype.to_real())
+                # Empirical ones bear rounding; with rows beside the gradients a score is a difference over λ.
+                if owner != CURRENT and not blockwise and self.num_sets == 1:
+                    gram = gram.to(self.rows_of.parameters[name].dtype.to_real())
                 blocks[block] = blocks[block] + gram if block in blocks else gram
         return result
 

@@ -67,7 +67,7 @@ class IdentityBlock(nn.Module):
         kernel_size: int = 3,
         norm: bool = False,
         activation: str = "ReLU",
-        arguments: Mapping[str, float] | None = None,
+        arguments: Mapping[str, float | str] | None = None,
         blend: bool = False,
         bias: bool = True,
     ) -> None:
@@ -105,8 +105,9 @@ class IdentityBlock(nn.Module):
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
             # A unit that is off must stay off: rounded upwards, x = 0 would pass ReLU's gradient, at random.
-            margin = 8 * torch.finfo(norm.bias.dtype).eps * mean.abs()
-            norm.bias.copy_(mean - margin)
+            eps = torch.finfo(norm.bias.dtype).eps
+            margin = 0.0 if isinstance(self.activation, Blend) else eps * (8 if eps < 1e-6 else 1)
+            norm.bias.copy_(mean - margin * mean.abs())
             norm.weight.copy_((variance + norm.eps).sqrt())
 
     def forward(self, x: Tensor) -> Tensor:

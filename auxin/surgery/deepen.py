@@ -105,8 +105,10 @@ def channel_statistics(
         model.get_submodule(site.name).register_forward_hook(lambda module, args, y, site=site: record(site, y))
         for site in sites
     ]
+    kinds = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats)
+    norms = [norm for norm in kinds if norm.training or not model.training]  # without those the user froze
     try:
-        with evaluation(model), _norms_in_training(model):
+        with evaluation(model), _in_training(norms):
             for batch in batches:
                 args, kwargs = clone_tensors(normalise_inputs(batch))
                 model(*args, **kwargs)
@@ -129,9 +131,8 @@ def channel_statistics(
 
 
 @contextmanager
-def _norms_in_training(model: nn.Module) -> Iterator[None]:
+def _in_training(norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
     """Let batch norms use the batch's statistics, as the next training step will, without updating their own."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     saved = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
     try:
         for module in norms:

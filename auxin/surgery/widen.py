@@ -165,15 +165,13 @@ def resize_axis(tensor: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, l
                 f"The new entries of {slot.parameter} (dimension {dim}) have shape {tuple(given.shape)}, "
                 f"but growing group {op.group!r} by {op.by} needs {tuple(wanted)}."
             )
-        if of_copies:
-            result = _offset(result, dim, given, copied, kept)
-        else:
-            result = _fill(result, dim, given, op, copied, kept)
+        put = partial(_offset, result) if of_copies else partial(_fill, result, op)
+        result = put(dim, given, copied, kept)
     lift.note(slot.parameter, dim, copied, scale)
     return result, kept
 
 
-def _fill(result: Tensor, dim: int, given: Tensor, op: Widen, copied: Tensor, kept: Tensor) -> Tensor:
+def _fill(result: Tensor, op: Widen, dim: int, given: Tensor, copied: Tensor, kept: Tensor) -> Tensor:
     """Put given values into new entries: all of them, or with offsets those that are not copies."""
     new = (kept < 0).nonzero().flatten()
     chosen = (copied[new] < 0) if op.offsets else torch.ones_like(new, dtype=torch.bool)
@@ -305,8 +303,9 @@ def _resize_tensor(
     for slot in slots:
         new, indices[slot.dim] = resize_axis(new, axes[slot.dim], leaf, slot, op, lift)
     # The memory format is part of what the user chose.
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-        new = new.contiguous(memory_format=torch.channels_last)
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    if last and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
+        return new.contiguous(memory_format=last), indices
     return new.contiguous() if new.ndim != 4 else new, indices
 
 

@@ -449,3 +449,38 @@ def test_the_same_trigger_drives_any_model(name: str, kwargs: dict[str, Any]) ->
     assert {candidate.kind for candidate in grower.decisions[0].proposals} == {"widen", "deepen"}
     F.cross_entropy(model(x), y).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("form", ["gram", "diagonal", "kfac"])
+def test_without_a_gradient_nothing_grows_and_nothing_fails(form: Any) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1)), torch.randn(20, 4)
+    with torch.no_grad():
+        model[2].bias.fill_(50.0)
+    trigger = auxin.natural(data=(x, torch.ones(20)), form=form)
+    grower = auxin.Grower(model, None, x[:2], trigger=trigger)
+    assert grower.step(0, None, lambda y, t: F.relu(1 - t * y.squeeze(1)).mean()) is None  # every margin is met
+    assert grower.decisions[-1].plan is None
+
+
+@pytest.mark.parametrize("kind", ["empirical", "sampled", "ggn"])
+def test_float32_scores_of_proposals_are_close_to_float64_ones(kind: Any) -> None:
+    torch.manual_seed(1)
+    model = make()
+    x = torch.randn(256, 3, 6, 6) + 0.7 * torch.randn(4, 3, 1, 1)[(y := torch.randint(4, (256,)))]
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    def ratios(model: nn.Module, x: Tensor) -> dict[str, float]:
+        graph = auxin.trace(model, x[:2])
+        samples, loss = gather(model, (x[:64], y[:64]), F.cross_entropy, 64)
+        now, _, scored = score_proposals(
+            model, graph, make_proposals(model, graph), samples, loss, Settings("gram", kind), damping=1e-5
+        )
+        return {proposal.key: proposal.score / now for proposal in scored}
+
+    single, double = ratios(model, x), ratios(copy.deepcopy(model).double(), x.double())
+    gains = {key: ratio - 1 for key, ratio in double.items()}
+    assert all(abs(single[key] - double[key]) < 0.05 * max(gains.values()) for key in gains)

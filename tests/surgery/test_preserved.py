@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 
 import pytest
@@ -102,3 +104,45 @@ def test_example_inputs_that_no_longer_run_are_one_sentence() -> None:
     model.double()
     with pytest.raises(ConfigError, match=r"do not run through the model any more .*trace it again"):
         grower.grow()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU])
+def test_a_new_layer_with_a_norm_is_the_identity_in_half_precision(
+    dtype: torch.dtype, activation: type[nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), activation(), nn.Conv2d(8, 4, 1))
+    with torch.no_grad():
+        model[1].bias.fill_(3.0)
+    model, x = model.to(dtype).eval(), torch.randn(16, 3, 8, 8).to(dtype)
+    before = model(x)
+    auxin.deepen(model, "2", graph=auxin.trace(model, x))
+    largest = float(before.abs().max())
+    assert float((model(x) - before).abs().max()) < 2 * torch.finfo(dtype).eps * largest
+
+
+def test_a_new_layer_after_a_frozen_norm_is_the_identity_in_training_mode() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).double().train()
+    model[1].running_mean.fill_(0.3)
+    model[1].eval()
+    x = torch.randn(16, 3, 8, 8, dtype=torch.float64)
+    before = model(x)
+    auxin.deepen(model, "2", graph=auxin.trace(model, x))
+    assert torch.allclose(model(x), before, atol=1e-10)
+    assert not model[1].training
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.GELU("tanh"), nn.Softplus(2, 5), nn.CELU(0.5), nn.ELU(0.7), nn.LeakyReLU(0.3)]
+)
+def test_a_new_layers_activation_is_that_of_the_layer_before(activation: nn.Module) -> None:
+    before = copy.deepcopy(activation)
+    model, x = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3)), torch.randn(4, 6)
+    history = auxin.History([auxin.deepen(model, "1", graph=auxin.trace(model, x))])
+    grown: nn.Module = model.get_submodule("1.grown.0.activation.function")
+    assert torch.equal(grown(x), activation.forward(x))
+    fresh = nn.Sequential(nn.Linear(6, 8), copy.deepcopy(before), nn.Linear(8, 3))
+    auxin.History.from_json(json.loads(json.dumps(history.to_json()))).replay(fresh)
+    assert torch.equal(fresh.get_submodule("1.grown.0.activation.function")(x), grown(x))

@@ -216,3 +216,19 @@ def test_latency_is_a_median_of_one_image_and_touches_nothing() -> None:
         torch.set_num_threads(1)
     assert seen == [(1, 1)] * 8
     assert model.training and model[1].num_batches_tracked == 0
+
+
+def test_an_lstm_on_a_cpu_is_not_free() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.LSTM(5, 6, 2, batch_first=True), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(x)[0][:, -1])
+
+    model, x = Net(), torch.zeros(2, 7, 5)
+    by_hand = 2 * 2 * 7 * 24 * (5 + 6 + 6 + 6) + 2 * 2 * 6 * 4
+    assert num_flops(model, x) == by_hand == auxin.trace(model, x).flops()
+    labels = torch.zeros(2, dtype=torch.long)
+    assert training_flops(model, x, labels, nn.functional.cross_entropy) > 2 * by_hand
