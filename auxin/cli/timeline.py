@@ -19,6 +19,8 @@ def show_result(result: Result, folder: RunFolder, console: Console) -> None:
         console: Where to print.
     """
     console.print()
+    if not console.is_terminal:  # a pipe has no width of its own; nothing may be cut off
+        console.width = max(console.width, 1000)
     console.print(growth_table(result))
     console.print()
     console.print(accuracy_table(result))

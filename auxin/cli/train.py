@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,8 +79,9 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> int:
         Exit code 0.
 
     Raises:
-        Interrupted: At Ctrl-C, with how to go on.
+        Interrupted: At Ctrl-C, or where the output is closed, with how to go on.
         KeyboardInterrupt: At Ctrl-C before there is anything to go on from.
+        SystemExit: Where the output is closed before that.
     """
     keep_freed_memory()
     # Fabric announces its precision at every start.
@@ -93,7 +95,11 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> int:
     except KeyboardInterrupt as error:
         if not folder.config.exists():
             raise
-        raise Interrupted(f"interrupted; go on with: auxin resume {folder.path}") from error
+        raise Interrupted(f"interrupted; go on with: auxin resume {shlex.quote(str(folder.path))}") from error
+    except SystemExit as error:  # rich leaves so where nobody reads what it prints
+        if not folder.config.exists():
+            raise
+        raise Interrupted(f"the output was closed; go on with: auxin resume {shlex.quote(str(folder.path))}") from error
     show_result(result, folder, console)
     return 0
 

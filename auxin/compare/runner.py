@@ -122,7 +122,8 @@ def _failure(worker: _Worker) -> str | None:
         hint = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
         return f"it was ended by {signal.Signals(-code).name}{hint} (see {log})"
     lines = log.read_bytes()[worker.log_start :].decode(errors="replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
+    said = [line for line in lines if line.startswith("auxin: ")] or [line for line in lines if line.strip()]
+    last = said[-1] if said else f"exit code {code}"
     return f"{last.strip().removeprefix('auxin: ').rstrip('.')} (see {log})"
 
 

@@ -15,9 +15,9 @@ import jsonargparse
 from auxin.compare.checks import closest, known_only, require
 from auxin.compare.layers import arguments
 from auxin.compare.metrics import DEFAULT_METRICS, METRICS
-from auxin.compare.yaml_file import read_yaml
 from auxin.errors import ConfigError
 from auxin.training import RunConfig, load_config, make_parser
+from auxin.training.yaml_file import read_yaml
 
 _SPEC_KEYS = ("name", "title", "base", "recipes", "rows", "grid", "seeds", "baseline", "published", "source", "metrics")
 _ROW_KEYS = ("label", "config", "published", "baseline", "same_as")

@@ -197,9 +197,12 @@ def _gradcam(record: RunRecord, data: ImageData | None, source: str | None) -> S
     if not record.finished:
         return Section(missing=_later(record))
     last = len(record.events)
-    sizes = {rung: plots.short(record.phases[rung]["parameters"]) for rung in sorted({0, last})}
+    shown = {0, last} if len(record.phases) == last + 1 else {last}  # a damaged rung is left out
+    sizes = {rung: plots.short(record.phases[rung if rung != last else -1]["parameters"]) for rung in sorted(shown)}
     try:
         found: Gallery = make_gallery(record, data if data is not None else images_of(record, source), sizes)
     except AuxinError as error:
+        if source:
+            raise
         return Section(missing=str(error))
     return Section(content=found)

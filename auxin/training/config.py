@@ -5,6 +5,7 @@ A long file: most of it documents fields, and that text is the command line's he
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import math
 import os
@@ -13,6 +14,7 @@ from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
@@ -22,6 +24,7 @@ from auxin.budgets import parse_number
 from auxin.errors import ConfigError
 from auxin.planned import Planned, Step
 from auxin.similarity import Similarity
+from auxin.training.yaml_file import read_yaml
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -473,28 +476,39 @@ def load_config(arguments: Sequence[str], parser: jsonargparse.ArgumentParser | 
         3
     """
     parser = parser or make_parser()
-    try:
-        return _instantiate(parser, lambda: parser.parse_args(list(arguments)), parser)
-    except ConfigError:
-        _require_yaml(arguments)
-        raise
+    _require_settings(arguments)
+    return _instantiate(parser, lambda: parser.parse_args(list(arguments)), parser)
 
 
-def _require_yaml(arguments: Sequence[str]) -> None:
-    # The parser's own message does not say which file is broken.
+def _require_settings(arguments: Sequence[str]) -> None:
+    """Refuse files that are no YAML or hold no settings: the parser's own message does not say which file it is."""
     files = [word for option, word in pairwise(arguments) if option == "--config"]
     files += [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
     for name in filter(os.path.isfile, files):
-        try:
-            with open(name, "rb") as file:
-                yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{name} is not usable YAML: {' '.join(str(error).split())}.") from error
+        content = read_yaml(Path(name))
+        if not isinstance(content, dict):
+            raise ConfigError(f"{name} holds no settings: write for example 'train: {{epochs: 3}}'.")
+        _require_parts(content, f"{name}: ")
+
+
+def _require_parts(content: Mapping[Any, Any], where: str = "") -> None:
+    """Refuse a part of the configuration that is no mapping: the parser would take its defaults instead."""
+    examples = {
+        "data": "source: digits", "model": "name: vgg16", "optimizer": "lr: 0.1", "schedule": "name: cosine",
+        "train": "epochs: 3", "growth": "method: null", "target": "params: 60k",
+    }  # fmt: skip
+    for part in RunConfig.__dataclass_fields__.keys() - {"name"}:
+        if part in content and not isinstance(content[part], (Mapping, jsonargparse.Namespace, argparse.Namespace)):
+            raise ConfigError(
+                f"{where}{part} is {content[part]!r}: it has settings of its own, such as {part}: {{{examples[part]}}}."
+            )
 
 
 def _instantiate(parser: jsonargparse.ArgumentParser, parse: Any, names: jsonargparse.ArgumentParser) -> RunConfig:
     try:
-        values = parser.instantiate(parse()).as_dict()
+        parsed = parse()
+        _require_parts(vars(parsed))
+        values = parser.instantiate(parsed).as_dict()
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError, OSError) as error:
         raise ConfigError(_sentence(str(error), names)) from error
     return RunConfig(**{key: values[key] for key in RunConfig.__dataclass_fields__})

@@ -65,6 +65,7 @@ def export_model(run: RunFolder, chosen: Candidate, out: Path, force: bool = Fal
         ConfigError: If there is something already that may not be replaced.
         CheckpointError: If the checkpoint is damaged, the model cannot be exported, or the disk does not take it.
     """
+    out = out.resolve()
     _require_place(out, force)
     saved = checkpoints.load(chosen.path)
     facts = facts_of(saved)

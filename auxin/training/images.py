@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from auxin.data import ImageData, Loader, load
 from auxin.data.splits import hold_out
+from auxin.errors import DataError
 from auxin.models import MODELS
 from auxin.training.config import DataConfig, RunConfig
 
@@ -94,6 +96,28 @@ def with_shapes(config: RunConfig, data: ImageData) -> RunConfig:
     if "image_size" in inspect.signature(MODELS[config.model.name]).parameters:
         kwargs.setdefault("image_size", data.image_size[0])
     return replace(config, model=replace(config.model, kwargs=kwargs))
+
+
+def require_same_images(facts: Mapping[str, Any] | None, data: ImageData) -> None:
+    """Refuse images of other classes or of another shape than a run began with.
+
+    Args:
+        facts: What ``image_facts`` said of the run's images; None where nothing is known.
+        data: The images that are there now.
+
+    Raises:
+        DataError: If they are others.
+    """
+    for what, now in (("classes", list(data.classes)), ("shape", list(data.train_images.shape[1:]))):
+        if facts is not None and what in facts and list(facts[what]) != now:
+            raise DataError(
+                f"{data.description.get('source', 'These')} are not the images of this run: their {what} are "
+                f"{_some(now)}, those of the run {_some(facts[what])}; say with --data where the run's own are."
+            )
+
+
+def _some(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
 
 
 def image_facts(data: ImageData) -> dict[str, Any]:

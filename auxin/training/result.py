@@ -117,15 +117,16 @@ class Result:
             ) from error
 
 
-def phases_of(found: Sequence[Rung], test: Callable[[Path], float | None]) -> list[Phase]:
+def phases_of(found: Sequence[Rung], events: Sequence[Event], test: Callable[[Path], float | None]) -> list[Phase]:
     """Return the phases of a run from its ladder.
 
     Args:
         found: The rungs, each size's last epoch first and then its best one where that is kept.
+        events: All growth events of the run.
         test: From a checkpoint's manifest to its test accuracy.
 
     Returns:
-        One entry per size.
+        One entry per size that has a rung.
     """
     best = {rung.number: rung for rung in found if rung.best}
     phases: list[Phase] = []
@@ -134,7 +135,7 @@ def phases_of(found: Sequence[Rung], test: Callable[[Path], float | None]) -> li
         top = best.get(rung.number)
         phases.append(
             Phase(
-                first_epoch=phases[-1].last_epoch + 1 if phases else 1,
+                first_epoch=(events[rung.number - 1].epoch or 0) + 2 if rung.number else 1,
                 last_epoch=rung.epoch + 1,
                 parameters=rung.parameters,
                 flops=rung.flops,

@@ -71,10 +71,11 @@ def candidates(folder: RunFolder, damaged: Callable[[CheckpointError], object] |
     if not folder.config.is_file():
         raise ConfigError(f"{folder.path} is not the folder of a run: it has no config.yaml.")
     result = Result.read(folder.result) if folder.result.exists() else None
-    phases = dict(enumerate(result.phases)) if result else {}
+    phases = result.phases if result else []
+    last, best = ({getattr(phase, name): phase for phase in phases} for name in ("last_epoch", "best_epoch"))
     found: list[Candidate] = []
     for rung in rungs(folder.ladder, best=True, damaged=damaged):
-        found.append(_candidate(rung, phases.get(rung.number)))
+        found.append(_candidate(rung, (best if rung.best else last).get(rung.epoch + 1)))
         if not rung.best:
             found += _finished(folder.finished(rung.number), rung, damaged)
     if not found and any(folder.ladder.glob("rung-*.json")):

@@ -33,7 +33,14 @@ from auxin.training.distributions import keep_distributions
 from auxin.training.fit import require_fit
 from auxin.training.folder import RunFolder
 from auxin.training.growth import make_grower, written_out
-from auxin.training.images import image_facts, load_images, make_loader, scoring_samples, with_shapes
+from auxin.training.images import (
+    image_facts,
+    load_images,
+    make_loader,
+    require_same_images,
+    scoring_samples,
+    with_shapes,
+)
 from auxin.training.ladder import LadderWriter, build_base, load_model, restore_model, rungs
 from auxin.training.loop import evaluate, train_epoch
 from auxin.training.metrics import MetricsLog, read_rows
@@ -102,7 +109,7 @@ class Trainer:
     ) -> None:
         self.on_epoch = on_epoch
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
-        self.progress = EpochProgress(config.train.epochs, console)
+        self.progress, self._console = EpochProgress(config.train.epochs, console), console or Console()
         prepare(config.train)
         if config.train.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("train.device is cuda, but torch finds no GPU here: give auto or cpu.")
@@ -112,6 +119,8 @@ class Trainer:
         self.fabric = Fabric(accelerator=config.train.device, devices=1, precision=precision)
         if data is None:
             data = load_images(config.data)
+        if saved:
+            require_same_images(saved.run.get("images"), data)
         self.data = data.to(self.fabric.device)
         self.config = config = with_shapes(config, self.data) if model is None else config
         self.epochs_done = saved.epoch + 1 if saved else 0
@@ -372,7 +381,9 @@ class Trainer:
         if self.config.target.given and self._stop is None:
             reason = targets.accuracy_reached(self.config.target, self._metrics)
             self._end_growth(self.epochs_done - 1, reason or targets.missed(self.config.target, self._metrics))
-        found = [rung for rung in rungs(self.folder.ladder, best=True) if rung.number <= len(self.events)]
+        whole = rungs(self.folder.ladder, best=True, damaged=self._report_damage)
+        found = [rung for rung in whole if rung.number <= len(self.events)]
+        sizes = [rung.number for rung in found if not rung.best]
         result = Result(
             name=self.config.name,
             config=replace(self.config, growth=written_out(self.config.growth)).to_dict(),
@@ -381,9 +392,9 @@ class Trainer:
             hardware=hardware(),
             versions=versions(),
             data=dict(self.data.description),
-            phases=phases_of(found, self._test),
+            phases=phases_of(found, self.events, self._test),
             events=[without_structure(event) for event in self.events],
-            widths=widths_by_phase(self.events),
+            widths={name: [widths[n] for n in sizes] for name, widths in widths_by_phase(self.events).items()},
             seconds=self.seconds,
             decisions=self.decisions,
             cost=self.account.ledger.to_dict(),
@@ -391,6 +402,9 @@ class Trainer:
         )
         result.save(self.folder.result)
         return result
+
+    def _report_damage(self, error: CheckpointError) -> None:
+        self._console.print(f"A rung is left out. {error}", markup=False, highlight=False)
 
     def _test(self, manifest: Path) -> float | None:
         if len(self.data.test_labels) == 0:

@@ -1,11 +1,13 @@
 """What ``auxin resume`` refuses, and what it goes on with."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from auxin.cli import main
 from auxin.training import Result, lock
@@ -91,3 +93,42 @@ def test_checkpoints_that_are_gone(begun: Path, capsys: pytest.CaptureFixture[st
     shutil.rmtree(begun / "checkpoints")
     assert main(["resume", "run"]) == 2
     assert "restore the folder of checkpoints" in capsys.readouterr().err
+
+
+def test_a_damaged_rung_is_left_out_of_a_run_that_ends_and_every_number_stays_with_its_size(
+    begun: Path, grown_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Result.read(grown_run / "result.json")
+    (first,) = (begun / "ladder").glob("rung-00-*.safetensors")
+    os.truncate(first, 1000)
+    assert main(["resume", "run"]) == 0
+    assert "A rung is left out." in capsys.readouterr().out
+    result = Result.read(begun / "result.json")
+    assert [phase.parameters for phase in result.phases] == [phase.parameters for phase in whole.phases[1:]]
+    assert [phase.test_accuracy for phase in result.phases] == [phase.test_accuracy for phase in whole.phases[1:]]
+    assert [phase.first_epoch for phase in result.phases] == [phase.first_epoch for phase in whole.phases[1:]]
+    assert result.widths == {name: sizes[1:] for name, sizes in whole.widths.items()}
+    assert main(["ladder", "run", "--json"]) == 0
+    rungs = json.loads(capsys.readouterr().out)["rungs"]
+    shown = {rung["parameters"]: rung["test_accuracy"] for rung in rungs}
+    assert shown == {phase.parameters: phase.test_accuracy for phase in whole.phases[1:]}
+
+
+def test_other_images_are_refused(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("L", (8, 8), 20 * number).save(tmp_path / "pets" / name / f"{number}.png")
+    assert main(["resume", "run", "--data", "pets"]) == 2
+    error = capsys.readouterr().err
+    assert "are not the images of this run: their classes are cat, dog, those of the run 0, 1, 2, 3, 4, ..." in error
+
+
+def test_a_page_is_kept_where_the_images_that_were_asked_for_are_not_there(
+    grown_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(grown_run, tmp_path / "run")
+    (run / "report.html").write_text("the page")
+    assert main(["report", str(run), "--data", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert (run / "report.html").read_text() == "the page"

@@ -157,3 +157,15 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(write: Write, tmp
     assert found.widths == whole.widths
     assert "| Long | 1 |" in Path("results/methods/table.md").read_text()
     assert main([*words, "--dry-run"]) == 0
+
+
+def test_a_failure_is_the_last_sentence_of_ours_in_the_log(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+    from typing import cast
+
+    from auxin.compare.runner import _failure, _Worker
+
+    (tmp_path / "log.txt").write_text("auxin: run is being trained by another process.\nepoch 1/4\n")
+    run = SimpleNamespace(folder=SimpleNamespace(path=tmp_path, result=tmp_path / "result.json"))
+    worker = SimpleNamespace(process=SimpleNamespace(returncode=2), run=run, log_start=0)
+    assert (_failure(cast(_Worker, worker)) or "").startswith("run is being trained by another process (see ")

@@ -132,3 +132,19 @@ def test_a_parent_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 def test_counts_take_suffixes() -> None:
     assert [GrowthConfig(count=count).count for count in ("30k", "1.2M", 8, "8")] == [30_000, 1_200_000, 8, 8]
+
+
+@pytest.mark.parametrize("text, words", [
+    ("growth: off", r"growth is 'off': .* such as growth: \{method: null\}"),
+    ("train: 3", r"train is 3: .* such as train: \{epochs: 3\}"),
+    ("model: vgg16", r"such as model: \{name: vgg16\}"),
+    ("train:", "train is None"),
+    ("", "holds no settings"),
+    ("- a", "holds no settings"),
+    ("train: {epochs: 3}\ntrain: {batch_size: 3}", "line 2 gives train a second time"),
+])  # fmt: skip
+def test_a_part_that_is_no_mapping_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"mine\.yaml.*{words}"):
+        load_config(["--config", str(path)])

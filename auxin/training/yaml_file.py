@@ -1,4 +1,4 @@
-"""Reading a specification's YAML as its author means it."""
+"""Reading YAML as its author means it."""
 
 from __future__ import annotations
 
@@ -52,4 +52,5 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"{path} could not be read ({error.strerror}): check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not usable YAML: {' '.join(str(error).split())}.") from error
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise ConfigError(f"{path} is not usable YAML: {reason}.") from error
