@@ -234,13 +234,14 @@ def _device(model: nn.Module) -> torch.device | None:
 
 def _check_graph(model: nn.Module, graph: Graph) -> None:
     """Refuse a graph that is another model's, or of another time."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, axes in graph.axes.items():
-        sizes = [axis.size for axis in axes]
-        if name not in tensors or list(tensors[name].shape) != sizes:
+    parameters = dict(model.named_parameters())  # a buffer may have another size by now, such as a cache
+    for name in sorted(graph.parameters):
+        sizes = [axis.size for axis in graph.axes[name]]
+        there = list(parameters[name].shape) if name in parameters else "none"
+        if there != sizes:
             raise ConfigError(
-                f"The graph does not fit the model: it has {name} of sizes {sizes}, the model "
-                f"{list(tensors[name].shape) if name in tensors else 'has none'}. Trace the model that is to grow."
+                f"The graph does not fit the model: it has {name} of sizes {sizes}, the model {there}. Trace the model "
+                "that is to grow."
             )
 
 

@@ -354,7 +354,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no loss": ({"loss_fn": None}, "loss_fn"),
     "lengths": ({"data": (X, Y[:2])}, "4 inputs but 2 targets"),
     "shapes": ({"data": [(X, Y), (torch.ones(4, 3), Y)]}, "different shapes"),
-    "no gradient": ({"loss_fn": lambda output, target: 0 * output.sum()}, "no gradient"),
     "too small": ({"damping": 1e-40, "form": "blockwise", "data": (X, Y)}, "damping"),
 }  # fmt: skip
 
@@ -367,6 +366,12 @@ def test_bad_options_are_one_sentence(name: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         expansion_score(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), **options)
     one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_a_gradient_the_score_is_zero(form: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    assert expansion_score(model, lambda output, target: 0 * output.sum(), (X, Y), form=form).value == 0
 
 
 def one_sentence(error: AuxinError) -> None:
