@@ -235,7 +235,7 @@ def _device(model: nn.Module) -> torch.device | None:
 def _check_graph(model: nn.Module, graph: Graph) -> None:
     """Refuse a graph that is another model's, or of another time."""
     parameters = dict(model.named_parameters())  # a buffer may have another size by now, such as a cache
-    for name in sorted(graph.parameters):
+    for name in (name for name in graph.axes if name in graph.parameters):
         sizes = [axis.size for axis in graph.axes[name]]
         there = list(parameters[name].shape) if name in parameters else "none"
         if there != sizes:
