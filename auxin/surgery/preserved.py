@@ -87,7 +87,7 @@ def require_preserved(found: Sequence[Moved], model: nn.Module, inputs: tuple[tu
         # An output's type does not tell what computed it, for example under autocast within the forward.
         with _Types() as computed:
             outputs_of(model, inputs)
-        moved = _too_far(found, max(TOLERANCE.get(dtype, 0.0) for dtype in computed.seen))
+        moved = _too_far(found, max((TOLERANCE.get(dtype, 0.0) for dtype in computed.seen), default=0.0))
     if moved:
         raise GrowthError(
             f"the output moved by {moved:.1e} although the plan promised to preserve it; the forward uses a size that "

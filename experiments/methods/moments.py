@@ -4,7 +4,7 @@ An MLP on scikit-learn's handwritten digits grows from two layers of 8 units by 
 Adam counts one step for a whole tensor, so moments that start at zero late are not corrected for it, and the first
 updates of new entries are 3 to 6 times the learning rate.
 
-Run: python experiments/methods/moments.py          (ten minutes on one core; writes experiments/methods/moments.json)
+Run: python experiments/methods/moments.py          (four minutes on one core; writes experiments/methods/moments.json)
 """
 
 from __future__ import annotations
