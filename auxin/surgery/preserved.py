@@ -58,7 +58,7 @@ def compare(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Moved]:
     if [t.shape for t in before] != [t.shape for t in after]:
         raise GrowthError("the output's shape changed")
     found = []
-    for a, b in zip(before, after, strict=True):
+    for a, b in zip(map(_real, before), map(_real, after), strict=True):
         if not a.is_floating_point() or not a.numel():
             continue
         finite = a.isfinite()
@@ -69,6 +69,11 @@ def compare(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Moved]:
         entries = old[far > 0].abs()
         found.append(Moved(float(far.max()), float(entries.max()), a.dtype) if len(entries) else Moved(0, 0, a.dtype))
     return found
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Return a tensor, of complex numbers their real and imaginary parts."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def require_preserved(found: Sequence[Moved], model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> None:

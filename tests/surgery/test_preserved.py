@@ -28,10 +28,12 @@ class Scaled(nn.Module):
         y = self.b(h / math.sqrt(h.shape[-1]))
         if self.more == "price":
             return {"logits": y, "price": 50_000 + self.price(x)}
+        if self.more == "complex":
+            return torch.complex(y, -y)
         return y.masked_fill(x[:, :4] < -0.5, float(self.more)) if self.more else y
 
 
-@pytest.mark.parametrize("more", ["", "-inf", "-1e9", "price"])
+@pytest.mark.parametrize("more", ["", "-inf", "-1e9", "price", "complex"])
 def test_large_and_infinite_entries_excuse_nothing(more: str) -> None:
     torch.manual_seed(0)
     model, x = Scaled(more), torch.randn(8, 6)
