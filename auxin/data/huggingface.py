@@ -215,5 +215,7 @@ def _explained(source: str) -> Iterator[None]:
             f"The hub cannot be reached to read {source!r}: check the connection, or give a local folder."
         ) from error
     except Exception as error:
+        if "corresponds to no data" in str(error):
+            raise DataError(f"Data set {source!r} holds no rows: check its files, or fetch them again.") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"Data set {source!r} cannot be read: {reason}") from error

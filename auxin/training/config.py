@@ -531,6 +531,7 @@ def _sentence(message: str, parser: jsonargparse.ArgumentParser) -> str:
     known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
     unknown = re.search(r"there is no setting (--[\w.-]+)", text)
     group = re.search(r"Group '(\w+)' does not accept option '(\w+)'", text)
-    wanted = unknown[1] if unknown else f"--{group[1]}.{group[2]}" if group else None
+    part = re.search(r"Option '([\w.-]+)' is not accepted", text)
+    wanted = unknown[1] if unknown else f"--{group[1]}.{group[2]}" if group else f"--{part[1]}" if part else None
     close = difflib.get_close_matches(wanted, known, 1) if wanted else []
     return f"{text}; did you mean {close[0].lstrip('-')}?" if close else f"{text}; see auxin train --help."

@@ -208,6 +208,11 @@ def broken_folder(tmp_path: Path, write_parquet: Write, kind: str) -> str:
         write_parquet({"train": {"text": ["a"]}}, datasets.Features({"text": datasets.Value("string")}), kind)
     elif kind == "unlabelled":
         write_parquet({"train": {"image": images}}, datasets.Features({"image": datasets.Image()}), kind)
+    elif kind == "one class":
+        (folder / "a").mkdir(parents=True)
+        images[0].save(folder / "a" / "only.png")
+    elif kind == "no rows":
+        write_parquet({"train": {"image": [], "label": []}}, datasets.Features(features), kind)
     elif kind == "secret":
         write_parquet({"train": {"image": images, "label": [-1] * 4}}, datasets.Features(features), kind)
     elif kind == "real":
@@ -236,6 +241,8 @@ def broken_folder(tmp_path: Path, write_parquet: Write, kind: str) -> str:
         ("empty", {}, "cannot be read"),
         ("text", {}, "No column holds images .the columns are text."),
         ("unlabelled", {}, "No column holds labels"),
+        ("one class", {}, "two classes at least"),
+        ("no rows", {}, "holds no rows"),
         ("unlabelled", {"image_column": "img"}, "image_column 'img' does not exist: choose one of image"),
         ("secret", {}, "No image .* has a label"),
         ("real", {}, "no class labels but values such as 0.5"),

@@ -84,8 +84,9 @@ def test_mistakes_are_named_in_one_sentence(arguments: list[str], words: str) ->
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_key_of_a_file_is_named_with_the_nearest(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("train: {epoch: 3}\n")
+@pytest.mark.parametrize("text", ["train: {epoch: 3}", "trian: {epochs: 3}"])
+def test_an_unknown_key_of_a_file_is_named_with_the_nearest(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"did you mean train\.epochs"):
         load_config(["--config", str(tmp_path / "c.yaml")])
 
