@@ -33,6 +33,8 @@ tables: $(VENV)/app-installed
 	$(BIN)/python experiments/sakai2024/pictures.py
 	$(BIN)/python experiments/sakai2024/duplicates.py
 	$(BIN)/python experiments/secnn2024/tables.py
+	$(BIN)/python experiments/similarity/table.py
+	$(BIN)/python experiments/similarity/draw_table.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
