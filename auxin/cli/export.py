@@ -9,7 +9,7 @@ from auxin.cli.ladder import add_selectors, report_damage, wish_of
 from auxin.cli.parser import CommandParser
 from auxin.training import RunFolder
 from auxin.training.export import export_model
-from auxin.training.selection import candidates, select
+from auxin.training.selection import choices, select
 
 _DESCRIPTION = """Write one size of a run as a folder that runs without auxin.
 
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--force", action="store_true", help="replace an earlier export there")
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run)
-    chosen = select(candidates(folder, report_damage), wish_of(options))
+    chosen = select(choices(folder, report_damage), wish_of(options))
     out = export_model(folder, chosen, options.out, options.force)
     print(f"{out}: rung {chosen.name}, {chosen.parameters:,} parameters, validation {chosen.val_accuracy:.2%}")
     return 0

@@ -19,7 +19,7 @@ from auxin.cli.parser import CommandParser
 from auxin.errors import CheckpointError, ConfigError
 from auxin.training import RunFolder
 from auxin.training.finish import finish
-from auxin.training.selection import Candidate, Wish, candidates, pareto, select
+from auxin.training.selection import Choice, Wish, choices, pareto, select
 
 _DESCRIPTION = """Show every size that a run passed through, or choose one.
 
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     console = Console(soft_wrap=True)
     if options.finish is not None:
         finish_all(folder, options.finish, options.lr, Console(soft_wrap=True, stderr=options.json))
-    found = candidates(folder, report_damage)
+    found = choices(folder, report_damage)
     if wish.given:
         chosen = select(found, wish)
         print(json.dumps(chosen.to_dict(), indent=2) if options.json else _lines(chosen))
@@ -132,7 +132,7 @@ def finish_all(folder: RunFolder, epochs: int, lr: float | None, console: Consol
     Raises:
         Interrupted: At Ctrl-C, with how to go on.
     """
-    candidates(folder)  # says so if this is no run
+    choices(folder)  # says so if this is no run
     # Fabric announces its precision at every start.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
@@ -141,7 +141,7 @@ def finish_all(folder: RunFolder, epochs: int, lr: float | None, console: Consol
         raise Interrupted("interrupted; the same command goes on.") from error
 
 
-def ladder_table(found: Sequence[Candidate]) -> Table:
+def ladder_table(found: Sequence[Choice]) -> Table:
     """Return one row per checkpoint, with a mark for each Pareto front it is on."""
     table = Table(title="Ladder", title_justify="left", box=None, pad_edge=False)
     table.add_column("rung", no_wrap=True)
@@ -164,7 +164,7 @@ def ladder_table(found: Sequence[Candidate]) -> Table:
     return table
 
 
-def _marked(found: Sequence[Candidate]) -> list[dict[str, object]]:
+def _marked(found: Sequence[Choice]) -> list[dict[str, object]]:
     parameters, flops = pareto(found, "parameters"), pareto(found, "flops")
     return [
         {**one.to_dict(), "pareto_parameters": one.name in parameters, "pareto_flops": one.name in flops}
@@ -172,7 +172,7 @@ def _marked(found: Sequence[Candidate]) -> list[dict[str, object]]:
     ]
 
 
-def _lines(one: Candidate) -> str:
+def _lines(one: Choice) -> str:
     # The path first: a script takes the first line.
     test = "" if one.test_accuracy is None else f", test accuracy {one.test_accuracy:.2%}"
     latency = "" if one.latency_ms is None else f", {one.latency_ms:.3g} ms an image"

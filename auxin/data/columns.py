@@ -68,8 +68,8 @@ def label_column(features: Mapping[str, Any], wanted: str | None = None) -> str:
     candidates = typed or plain
     if not candidates:
         raise DataError(
-            f"No column holds labels (the columns are {_listed(features)}): put each class into a folder of its own, two "
-            "classes at least, or name the column with label_column."
+            f"No column holds labels (the columns are {_listed(features)}): put each class into a folder of its own, "
+            "two classes at least, or name the column with label_column."
         )
     return _one(candidates, LABEL_NAMES, "label_column")
 

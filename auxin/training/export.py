@@ -24,7 +24,7 @@ from auxin.training.folder import RunFolder
 from auxin.training.ladder import load_model
 from auxin.training.provenance import versions
 from auxin.training.result import Result
-from auxin.training.selection import Candidate, facts_of
+from auxin.training.selection import Choice, facts_of
 
 WEIGHTS, PROGRAM, CARD, README = "model.safetensors", "model.pt2", "model.json", "README.md"
 FILES = {WEIGHTS, PROGRAM, CARD, README}
@@ -47,7 +47,7 @@ puts them, or others of the same names and shapes, into the program.
 """
 
 
-def export_model(run: RunFolder, chosen: Candidate, out: Path, force: bool = False) -> Path:
+def export_model(run: RunFolder, chosen: Choice, out: Path, force: bool = False) -> Path:
     """Write a checkpoint's model as a folder of ``model.safetensors``, ``model.pt2``, ``model.json`` and ``README.md``.
 
     The folder appears whole or not at all: it is written beside its place and then renamed.
@@ -124,7 +124,7 @@ def export_program(model: nn.Module, images: Tensor) -> tuple[torch.export.Expor
 
 
 def _card(
-    run: RunFolder, chosen: Candidate, saved: checkpoints.Checkpoint, facts: dict[str, Any], any_batch: bool
+    run: RunFolder, chosen: Choice, saved: checkpoints.Checkpoint, facts: dict[str, Any], any_batch: bool
 ) -> dict[str, Any]:
     result = Result.read(run.result) if run.result.exists() else None
     return {

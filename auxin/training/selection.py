@@ -20,7 +20,7 @@ from auxin.training.result import Phase, Result
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Choice:
     """One checkpoint of a run that may be put to use.
 
     Attributes:
@@ -49,12 +49,12 @@ class Candidate:
     latency_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the candidate as JSON data; its name is called ``rung``."""
+        """Return the choice as JSON data; its name is called ``rung``."""
         values = {**vars(self), "path": str(self.path)}
         return {"rung": values.pop("name"), **values}
 
 
-def candidates(folder: RunFolder, damaged: Callable[[CheckpointError], object] | None = None) -> list[Candidate]:
+def choices(folder: RunFolder, damaged: Callable[[CheckpointError], object] | None = None) -> list[Choice]:
     """Return every checkpoint of a run's ladder, smallest size first, with what is known of it.
 
     Args:
@@ -73,9 +73,9 @@ def candidates(folder: RunFolder, damaged: Callable[[CheckpointError], object] |
     result = Result.read(folder.result) if folder.result.exists() else None
     phases = result.phases if result else []
     last, best = ({getattr(phase, name): phase for phase in phases} for name in ("last_epoch", "best_epoch"))
-    found: list[Candidate] = []
+    found: list[Choice] = []
     for rung in rungs(folder.ladder, best=True, damaged=damaged):
-        found.append(_candidate(rung, (best if rung.best else last).get(rung.epoch + 1)))
+        found.append(_choice(rung, (best if rung.best else last).get(rung.epoch + 1)))
         if not rung.best:
             found += _finished(folder.finished(rung.number), rung, damaged)
     if not found and any(folder.ladder.glob("rung-*.json")):
@@ -86,9 +86,9 @@ def candidates(folder: RunFolder, damaged: Callable[[CheckpointError], object] |
     return sorted(found, key=lambda c: (int(c.name.partition("-")[0]), order[c.name.partition("-")[2]]))
 
 
-def _candidate(rung: Rung, phase: Phase | None) -> Candidate:
+def _choice(rung: Rung, phase: Phase | None) -> Choice:
     test = None if phase is None else phase.best_test_accuracy if rung.best else phase.test_accuracy
-    return Candidate(
+    return Choice(
         name=rung.name,
         path=rung.path,
         parameters=rung.parameters,
@@ -101,7 +101,7 @@ def _candidate(rung: Rung, phase: Phase | None) -> Candidate:
     )
 
 
-def _finished(folder: RunFolder, origin: Rung, damaged: Callable[[CheckpointError], object] | None) -> list[Candidate]:
+def _finished(folder: RunFolder, origin: Rung, damaged: Callable[[CheckpointError], object] | None) -> list[Choice]:
     # What came before belongs to the cost of a finished rung.
     found = rungs(folder.ladder, damaged=damaged)
     if not found or not folder.result.exists():
@@ -109,7 +109,7 @@ def _finished(folder: RunFolder, origin: Rung, damaged: Callable[[CheckpointErro
     (rung,), phase = found, Result.read(folder.result).phases[-1]
     known = origin.energy_kwh is not None and rung.energy_kwh is not None
     return [
-        Candidate(
+        Choice(
             name=f"{origin.number}-finished",
             path=rung.path,
             parameters=rung.parameters,
@@ -123,18 +123,18 @@ def _finished(folder: RunFolder, origin: Rung, damaged: Callable[[CheckpointErro
     ]
 
 
-def pareto(found: Sequence[Candidate], cost: Literal["parameters", "flops"]) -> set[str]:
-    """Return the names of the candidates that no other one beats in validation accuracy and cost at once.
+def pareto(found: Sequence[Choice], cost: Literal["parameters", "flops"]) -> set[str]:
+    """Return the names of the choices that no other one beats in validation accuracy and cost at once.
 
     Args:
-        found: The candidates.
+        found: The choices.
         cost: Which cost.
 
     Returns:
         The names on the front.
     """
 
-    def beats(a: Candidate, b: Candidate) -> bool:
+    def beats(a: Choice, b: Choice) -> bool:
         no_worse = getattr(a, cost) <= getattr(b, cost) and a.val_accuracy >= b.val_accuracy
         return no_worse and (getattr(a, cost) < getattr(b, cost) or a.val_accuracy > b.val_accuracy)
 
@@ -165,15 +165,15 @@ class Wish:
         return any(value is not None for value in vars(self).values())
 
 
-def select(found: Sequence[Candidate], wish: Wish) -> Candidate:
-    """Return the candidate of highest validation accuracy within the limits; with ``min_accuracy`` the smallest.
+def select(found: Sequence[Choice], wish: Wish) -> Choice:
+    """Return the choice of highest validation accuracy within the limits; with ``min_accuracy`` the smallest.
 
     Args:
-        found: The candidates, at least one.
+        found: The choices, at least one.
         wish: The limits.
 
     Returns:
-        The candidate; of equal ones the smallest.
+        The choice; of equal ones the smallest.
 
     Raises:
         ConfigError: If there is none; it names the nearest.
@@ -201,9 +201,7 @@ def select(found: Sequence[Candidate], wish: Wish) -> Candidate:
     return max(left, key=lambda one: (one.val_accuracy, -one.parameters, -one.flops))
 
 
-def _at_most(
-    found: list[Candidate], limit: float | None, words: str, measure: Callable[[Candidate], float]
-) -> list[Candidate]:
+def _at_most(found: list[Choice], limit: float | None, words: str, measure: Callable[[Choice], float]) -> list[Choice]:
     if limit is None:
         return found
     nearest = min(found, key=measure)

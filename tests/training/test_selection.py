@@ -5,26 +5,26 @@ import pytest
 
 from auxin.errors import ConfigError
 from auxin.training import selection
-from auxin.training.selection import Candidate, Wish, pareto, select
+from auxin.training.selection import Choice, Wish, pareto, select
 
 
-def candidate(name: str, parameters: int, flops: int, val_accuracy: float) -> Candidate:
-    return Candidate(name, Path(name), parameters, flops, val_accuracy, None, 1.0, 0, None)
+def choice(name: str, parameters: int, flops: int, val_accuracy: float) -> Choice:
+    return Choice(name, Path(name), parameters, flops, val_accuracy, None, 1.0, 0, None)
 
 
 FOUND = [
-    candidate("0", 100, 900, 0.5),
-    candidate("1", 200, 1500, 0.7),
-    candidate("1-best", 200, 1500, 0.8),
-    candidate("2", 400, 1200, 0.75),
-    candidate("3", 800, 3000, 0.8),
+    choice("0", 100, 900, 0.5),
+    choice("1", 200, 1500, 0.7),
+    choice("1-best", 200, 1500, 0.8),
+    choice("2", 400, 1200, 0.75),
+    choice("3", 800, 3000, 0.8),
 ]
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
     assert pareto(FOUND, "parameters") == {"0", "1-best"}
     assert pareto(FOUND, "flops") == {"0", "2", "1-best"}
-    twins = [candidate("a", 1, 1, 0.5), candidate("b", 1, 1, 0.5)]
+    twins = [choice("a", 1, 1, 0.5), choice("b", 1, 1, 0.5)]
     assert pareto(twins, "parameters") == {"a", "b"}
 
 
