@@ -87,8 +87,9 @@ class DepthSite:
             copy of the module fits.
         idempotent: Whether the edge already carries that activation's output and applying it again changes nothing.
         arguments: Keyword arguments of the activation.
-        pointwise: Whether the edge has a single position (a pooled map, squeeze-excite), where all of a kernel but its
-            centre would see padding only.
+        pointwise: Whether the block's kernel has one position: where the edge has a single one (a pooled map,
+            squeeze-excite), all of a kernel but its centre would see padding only; where a convolution of the model
+            sees one side only (causal, masked), it would see the other.
         bias: Whether the block gets a bias, as the layer before it has; never beside a norm.
         neutral: Parameters of a copy of the module and the values with which it is the identity; empty where only a
             plain block fits.

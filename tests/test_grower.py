@@ -506,3 +506,27 @@ def test_a_new_layer_takes_the_type_of_the_layers_around_it():
     model = Net()
     event = auxin.deepen(model, "act", graph=auxin.trace(model, torch.tensor([[1, 2]])))
     assert event.max_change < 1e-6 and model.act.grown[0].map.weight.dtype == torch.float32
+
+
+def test_a_forward_that_moves_other_weights_while_it_trains_grows_and_is_left_as_it_was() -> None:
+    class Teacher(nn.Module):
+        """A slow copy follows the network in each training forward, as in MoCo and BYOL."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fast, self.slow, self.head = nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 6)
+            self.last = nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                with torch.no_grad():
+                    for slow, fast in zip(self.slow.parameters(), self.fast.parameters(), strict=True):
+                        slow.data = 0.5 * slow.data + 0.5 * fast.data
+            return self.last(torch.relu(self.head(self.fast(x)))) * self.slow(x)
+
+    torch.manual_seed(0)
+    model = Teacher()
+    before = model.slow.weight.detach().clone()
+    grower = auxin.Grower(model, None, torch.randn(2, 4), budget=auxin.count(2, "neurons"))
+    assert "head" in [change.target for change in grower.grow().changes]
+    assert torch.equal(model.slow.weight, before)

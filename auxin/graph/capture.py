@@ -139,6 +139,18 @@ def _empty_caches(model: nn.Module) -> list[tuple[dict[Any, Tensor], dict[Any, T
 
 
 @contextmanager
+def kept_parameters(model: nn.Module) -> Iterator[None]:
+    """Take back at the end what a forward did to parameters, such as a momentum encoder's."""
+    saved = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, old in saved:
+            if parameter.shape == old.shape and not torch.equal(parameter, old):
+                parameter.data.copy_(old)
+
+
+@contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
     """Take back at the end what running a model did to its buffers, but for those with another shape by then."""
     saved = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}

@@ -75,6 +75,8 @@ class Graph:
                     leaf.inexact = leaf.inexact or self._normed_over.get((slot.parameter, slot.dim))
                 if slot.parameter not in self.parameters and slot.role not in BUFFERS:
                     leaf.frozen = leaf.frozen or f"nothing says how to extend the buffer {slot.parameter}"
+            if len(slots[leaf]) == 1 and slots[leaf][0].role == "raw" and not leaf.inexact:
+                leaf.frozen = leaf.frozen or "nothing in the traced forward reads it"
             tied = next((slot.parameter for slot in slots[leaf] if self._is_tied(slot)), None)
             if tied and not any(slot.role == "producer" for slot in slots[leaf]):
                 leaf.inexact = leaf.inexact or f"{tied} both computes and reads it, so that units of zeros never learn"

@@ -56,8 +56,9 @@ def find_residuals(
 
     f ends in parameters of the module: in a norm or linear map, a scale of each channel, or a product with one. Several
     such sums may follow each other, as attention and feed-forward do in a transformer's layer that normalises first. A
-    module made of a list of such modules, a whole stage, is left out for them. So are layers that know their number in
-    the model (``layer_idx``) where a copy cannot get one of its own: it would share the number's entry in a cache.
+    module made of a list of such modules, a whole stage, is left out for them. So are modules with parameters that only
+    another output of theirs depends on (a skip connection to the end), and layers that know their number in the model
+    (``layer_idx``) where a copy cannot get one of its own: it would share the number's entry in a cache.
 
     Args:
         trace: What propagation learnt.
@@ -124,9 +125,24 @@ class _Search:
         origin, neutral = self._identity(output)
         if origin is None or not neutral or origin.meta["val"].shape != output.meta["val"].shape:
             return None
+        if not self._all_reach(output):
+            return None
         entering = {one for node in self.nodes for one in node.all_input_nodes if self._enters(one)}
         own = tuple((name.removeprefix(f"{self.path}."), at) for name, at in neutral.items())
         return Residual(own, output, len(entering))
+
+    def _all_reach(self, output: torch.fx.Node) -> bool:
+        """Return whether each trained parameter of the module has a part in an output: a copy's others lead nowhere."""
+        reach, waiting = {output}, [output]
+        while waiting:
+            new = [one for one in waiting.pop().all_input_nodes if one not in reach and one in self.inside]
+            reach.update(new)
+            waiting += new
+        used, reached = (
+            {name for node in nodes for one in node.all_input_nodes if (name := self._name(one)) in self.trainable}
+            for nodes in (self.inside, reach)
+        )
+        return not any(name.startswith(f"{self.path}.") for name in used - reached)
 
     def _identity(self, node: torch.fx.Node) -> tuple[torch.fx.Node | None, Neutral]:
         """Return the node outside that this one equals once some parameters are neutral, and these; or None."""

@@ -12,12 +12,11 @@ from auxin.graph.values import Value
 
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
-def batch_norm(p: Propagator, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, *args: Any) -> Any:
+def batch_norm(p: Propagator, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, *_: Any) -> Any:
     """One scale, shift, mean and variance per channel (dimension 1)."""
     _channel_norm(p, x, weight, bias, mean, variance)
-    if args[:1] == (True,):  # by the statistics of x itself, as where a weight is standardised in each forward
-        for axis in (x.axes[0], *x.axes[2:]):
-            p.inexact(axis, "normalises over it")
+    for axis in (x.axes[0], *x.axes[2:]):  # in training; and in eval mode where a weight is standardised by itself
+        p.inexact(axis, "normalises over it")
     p.attribute(nn.modules.batchnorm._BatchNorm, num_features=x.axes[1])
     return x
 

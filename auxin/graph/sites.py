@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from auxin.graph.axes import Axis
+from auxin.graph.direction import masks_units, sees_one_side
 from auxin.graph.naming import CONTAINERS, GROWN, LINEAR, NORMS, operator_name, stack
 from auxin.graph.residual import find_residuals
 from auxin.graph.rules import ACTIVATIONS
@@ -24,7 +25,7 @@ ARGUMENTS = {
 
 
 def find_sites(
-    trace: Trace, graph: torch.fx.Graph, bare: Set[str], first: Set[str]
+    trace: Trace, graph: torch.fx.Graph, bare: Set[str], first: Set[str], pruning: Set[str] = frozenset()
 ) -> tuple[tuple[DepthSite, Axis], ...]:
     """Return one site per activation whose edge is the output of a module that is called once, and per residual block.
 
@@ -36,6 +37,7 @@ def find_sites(
         graph: The captured graph.
         bare: Paths of modules that return one tensor, in no tuple or dict.
         first: Paths of modules that return a tuple with a tensor in front.
+        pruning: Buffers that prune weights.
 
     Returns:
         The sites, each with its channel axis, in the order of the forward.
@@ -64,8 +66,10 @@ def find_sites(
         if inside and not last and not _in_plain_block(trace, host, inside):
             continue
         site = _site(trace, host, edge, node, after=bool(after) and last)
-        if site is not None:
+        if site is not None and not any(masks_units(trace, one, pruning) for one in _before(edge)):
             sites[host], places[host] = site, node
+    if sees_one_side(trace, graph, pruning):
+        sites = {host: (replace(site, pointwise=True), axis) for host, (site, axis) in sites.items()}
     for host, residual in find_residuals(trace, calls, bare, first).items():
         known = sites.get(host) or _bare_site(trace, host, residual.output)
         if known is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -22,7 +23,9 @@ from auxin.graph.values import Attribute, Literal, Trace
 SIZE_NAME = re.compile(
     r"head|dim|size|width|channel|feature|hidden|group|embed|inner|^nf$|^nx$|rep|^(c|d)_|planes|units|rank"
 )
-OTHER_NAME = re.compile(r"kernel|stride|pad|dilat|layer|patch|image|vocab|max|seq|len|class|depth|scale|factor|batch")
+OTHER_NAME = re.compile(
+    r"kernel|stride|pad|dilat|layer|patch|image|vocab|max|seq|len|class|depth|scale|factor|batch|window|block|chunk|bucket"
+)
 
 
 def trace(model: nn.Module, example_inputs: Any) -> Graph:
@@ -64,11 +67,11 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     _link_gpt_convs(model, axes, found)
     _link_literals(model, found)
     ordered = {name: axes[name] for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-    sites = find_sites(found, module.graph, bare, first)
     untrained = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if untrained == trainable:  # a model that is only looked at
         untrained = set()
     masks, repeated = _pruning_masks(model), _repeated(model)
+    sites = find_sites(found, module.graph, bare, first, masks)
     return Graph(example_inputs, ordered, trainable, found, sites, untrained, masks, repeated)
 
 
@@ -187,6 +190,8 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
             names = [name for name in names if "dim" not in name]
         named = [name for name in names if re.search(rf"\b{name}\b", literal.text)]
         named = named or _attributes_in(module, literal.axis.size, literal.text)
+        if len(names) > 1 and not named:  # h = self.heads, and h in the line
+            names = [name for name in names if _stands_for(module, name, literal.text)] or names
         if not literal.given:  # an attribute that the line names gives another of its sizes
             names, named = [name for name in names if name not in named], []
         for name in named:
@@ -243,6 +248,16 @@ def _attributes_in(module: nn.Module, size: int, text: str) -> list[str]:
         for name, value in vars(module).items()
         if type(value) is int and value == size and re.search(rf"\bself\.{name}\b", text)
     ]
+
+
+def _stands_for(module: nn.Module, attribute: str, text: str) -> bool:
+    """Return whether source code uses a variable that the module's forward sets from an attribute."""
+    try:
+        source = inspect.getsource(type(module).forward)
+    except (OSError, TypeError):  # typed in by hand
+        return False
+    targets = re.findall(rf"^[ \t]*([\w, \t]+?)=[^=\n]*\bself\.{attribute}\b", source, re.MULTILINE)
+    return any(re.search(rf"\b{name}\b", text) for target in targets for name in re.findall(r"\w+", target))
 
 
 def _size_attributes(module: nn.Module, size: int) -> list[str]:

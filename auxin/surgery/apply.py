@@ -18,6 +18,7 @@ from auxin.graph.capture import (
     clone_tensors,
     evaluation,
     kept_buffers,
+    kept_parameters,
     normalise_inputs,
     outputs_of,
     restore_buffers,
@@ -263,7 +264,8 @@ def _training_error(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, A
     args, kwargs = clone_tensors(inputs)
     try:
         with (
-            kept_buffers(model), evaluation(model), torch.compiler.set_stance("force_eager"), warnings.catch_warnings()
+            kept_parameters(model), kept_buffers(model), evaluation(model), torch.compiler.set_stance("force_eager"),
+            warnings.catch_warnings(),
         ):  # fmt: skip
             warnings.simplefilter("ignore")  # for example of checkpointed activations without gradients
             for module in model.modules():

@@ -181,3 +181,25 @@ class Parts(nn.Module):
 def test_a_block_of_residual_parts_is_a_site_as_they_are():
     model = nn.Sequential(nn.Linear(8, 8), Parts(), nn.Linear(8, 2))
     assert set(copied_at(model, TOKENS)) == {"1", "1.mix", "1.think"}
+
+
+def test_a_module_with_parameters_for_another_output_only_is_not_copied():
+    class Skipping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.skip = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return x + self.f(torch.tanh(x)), self.skip(x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = Skipping(), Skipping()
+
+        def forward(self, x):
+            x, one = self.first(x)
+            x, two = self.second(x)
+            return one + two + x[:, :3]
+
+    assert not any(site.neutral for site in auxin.trace(Net(), torch.randn(2, 4)).sites)

@@ -211,3 +211,53 @@ def test_a_copy_of_a_pruned_neuron_is_pruned_alike_and_a_fresh_one_is_whole():
     auxin.surgery.apply(auxin.GrowthPlan("test", (auxin.Widen("3", 2, parents),)), model, graph)
     assert torch.equal(model[3].weight_mask[:8], mask[[*range(7), 2]])
     assert bool((model[3].weight_mask[8] == 1).all())
+
+
+def test_a_part_of_a_parameter_that_nothing_reads_does_not_grow() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.a, self.b = nn.Parameter(torch.randn(1, 16, 5)), nn.Linear(5, 7), nn.Linear(7, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.relu(self.a(x + self.table[:, : x.shape[1]])))
+
+    graph = auxin.trace(Positions(), torch.randn(2, 6, 5))
+    assert [group.name for group in graph.growable()] == ["a"]
+    assert "nothing in the traced forward reads it" in str(graph)
+
+
+def test_a_variable_in_the_line_tells_which_attribute_of_equal_size_it_is() -> None:
+    class Local(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.inner_size = 4, 4  # one is how many heads there are, the other only looks like it
+            self.qkv, self.out = nn.Linear(6, 36), nn.Linear(12, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n, t, _ = x.shape
+            h = self.heads
+            q, k, v = (part.reshape(n, t, h, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+            far = torch.ones(t, t).triu(self.inner_size).bool()
+            return self.out(((q @ k.mT).masked_fill(far, -9.0).softmax(-1) @ v).transpose(1, 2).reshape(n, t, -1))
+
+    torch.manual_seed(0)
+    model, longer = Local().double(), torch.randn(2, 9, 6).double()
+    before = model(longer)
+    graph = auxin.trace(model, longer[:, :4])
+    (group,) = [group for group in graph.growable() if group.size == 4]
+    auxin.widen(model, group.name, 2, graph=graph)
+    assert (model.heads, model.inner_size) == (6, 4)
+    assert (model(longer) - before).abs().max() < 1e-10
+
+
+def test_units_that_batch_norm_normalises_over_in_training_are_inexact() -> None:
+    class OverTime(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm, self.down = nn.Linear(5, 7), nn.BatchNorm1d(6), nn.Linear(7, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down(torch.relu(self.norm(self.up(x))))
+
+    assert "normalises over it" in (auxin.trace(OverTime(), torch.randn(2, 6, 5)).atom("up").inexact or "")
