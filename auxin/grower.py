@@ -68,6 +68,7 @@ class Grower:
         history: The events so far, replayable on a fresh base model.
         decisions: What a trigger such as ``auxin.natural()`` decided each time it was asked, with its reason.
         refinement: What the last event's refinement did, layer by layer.
+        epoch: The last epoch that ``step`` was called for; -1 before the first.
 
     Example:
         >>> import torch, auxin
@@ -109,6 +110,7 @@ class Grower:
         self.graph: Graph = trace(model, example_inputs)
         self.history = History()
         self.decisions: list[Decision] = []
+        self.epoch = -1
         if isinstance(trigger, Planned):
             trigger.check(self.graph)
         if isinstance(self.budget, Amount) and not isinstance(trigger, Decider):
@@ -122,6 +124,7 @@ class Grower:
         """The events so far, oldest first."""
         return self.history.events
 
+    @torch.inference_mode(False)  # gradients are needed
     def step(
         self,
         epoch: int,
@@ -140,16 +143,16 @@ class Grower:
         Returns:
             The event, or None if nothing grew.
         """
-        if self.trigger is None:
-            return None
+        event = None
         if isinstance(self.trigger, Decider):
             trigger = self.trigger
-            return self._without_resisting(lambda: self._decide(trigger, epoch, loader, loss_fn))
-        reason = self.trigger(epoch, metrics or {})
-        if reason is None:
-            return None
-        return self.grow(epoch=epoch, reason=reason, loader=loader, loss_fn=loss_fn)
+            event = self._without_resisting(lambda: self._decide(trigger, epoch, loader, loss_fn))
+        elif self.trigger is not None and (reason := self.trigger(epoch, metrics or {})) is not None:
+            event = self.grow(epoch=epoch, reason=reason, loader=loader, loss_fn=loss_fn)
+        self.epoch = epoch
+        return event
 
+    @torch.inference_mode(False)
     def grow(
         self,
         *,
@@ -308,6 +311,7 @@ class Grower:
         state = getattr(self.trigger, "state_dict", None)
         return {
             "history": self.history.to_json(),
+            "epoch": self.epoch,
             "trigger": state() if state else None,
             "decisions": [decision.to_dict() for decision in self.decisions],
             "optimizers": parameter_order(self.model, as_list(self.optimizer)),
@@ -347,6 +351,7 @@ class Grower:
         if load is not None:
             load(state["trigger"])
         self.history = history
+        self.epoch = state.get("epoch", max((e.epoch for e in history.events if e.epoch is not None), default=-1))
         self.decisions = [Decision.from_dict(decision) for decision in state.get("decisions", ())]
 
 

@@ -18,6 +18,7 @@ from auxin.surgery import apply, check_widen
 from auxin.types import Deepen, DepthSite, Event, GrowthPlan, LossFn, Method, Widen, WidthGroup
 
 
+@torch.inference_mode(False)  # gradients are needed
 def widen(
     model: nn.Module,
     group: str | WidthGroup,

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from auxin.errors import TraceError
 from auxin.graph.patches import no_mask_detection
+from auxin.graph.regions import inline_regions
 
 
 def normalise_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -274,6 +275,7 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
     }
     for node in program.graph_module.graph.nodes:
         node.meta["constant"] = signature.inputs_to_lifted_tensor_constants.get(str(node.target))
+    inline_regions(program.graph_module)
     return program.graph_module, bound, bare, first
 
 

@@ -214,26 +214,23 @@ class Propagator:
 
     # The walk
 
-    def run(self, graph: torch.fx.Graph, module: torch.fx.GraphModule, inputs: Sequence[Any] | None = None) -> Any:
-        """Propagate through one graph; ``inputs`` are the values of its placeholders in a subgraph."""
+    def run(self, graph: torch.fx.Graph, module: torch.fx.GraphModule) -> None:
+        """Propagate through a captured forward."""
         env = self.trace.values
-        given = iter(inputs or ())
         for node in graph.nodes:
             self.node = node
             if node.op == "placeholder":
-                env[node] = next(given) if inputs is not None else self._placeholder(node)
+                env[node] = self._placeholder(node)
             elif node.op == "get_attr":
                 target = getattr(module, str(node.target), None)
                 env[node] = target if isinstance(target, nn.Module) else self._constant(node)
             elif node.op == "output":
-                if inputs is None:
-                    self._settle()
-                return self._output(node, top=inputs is None)
+                self._settle()
+                self._output(node)
             else:
                 args = torch.fx.node.map_arg(node.args, lambda n: env[n])
                 kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: env[n])
                 env[node] = self._call(node, args, dict(kwargs))
-        return None
 
     def _settle(self) -> None:
         """Freeze created axes that no parameter computes: nothing says what their size comes from."""
@@ -269,14 +266,11 @@ class Propagator:
             return value
         return Value(tuple(atom(int(n), why) for n in value.shape))
 
-    def _output(self, node: torch.fx.Node, top: bool) -> Any:
-        if top:
-            for value in _values(torch.fx.node.map_arg(node.args, lambda n: self.trace.values[n])):
-                for axis in value.axes:
-                    freeze(axis, "it reaches the model's output")
-            self.trace.outputs.update(node.all_input_nodes)
-            return None
-        return torch.fx.node.map_arg(node.args[0], lambda n: self.trace.values[n])
+    def _output(self, node: torch.fx.Node) -> None:
+        for value in _values(torch.fx.node.map_arg(node.args, lambda n: self.trace.values[n])):
+            for axis in value.axes:
+                freeze(axis, "it reaches the model's output")
+        self.trace.outputs.update(node.all_input_nodes)
 
     def _call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node.target is operator.getitem:
@@ -284,12 +278,6 @@ class Propagator:
             return container[index] if isinstance(container, (tuple, list)) else self._unknown(args, kwargs)
         name = self.operator_name()
         if isinstance(node.target, torch._ops.HigherOrderOperator):
-            position = next((i for i, arg in enumerate(args) if isinstance(arg, torch.fx.GraphModule)), None)
-            if name in {"wrap_with_set_grad_enabled", "wrap_with_autocast"} and position is not None:
-                submodule = args[position]
-                result = self.run(submodule.graph, submodule, args[position + 1 :])
-                self.node = node
-                return result
             return self._unknown(args, kwargs)
         namespace = str(getattr(node.target, "namespace", ""))
         found = RULES.get(name) if namespace == "aten" else None

@@ -28,6 +28,7 @@ OTHER_NAME = re.compile(
 )
 
 
+@torch.inference_mode(False)
 def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """Find what can grow in any module.
 

@@ -112,6 +112,7 @@ class Similarity:
         return refine(model, self, graph=graph, event=event, plan=plan, batches=batches, ema=ema)
 
 
+@torch.inference_mode(False)  # gradients are needed
 def refine(
     model: nn.Module,
     similarity: Similarity | None = None,

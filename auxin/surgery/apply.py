@@ -35,6 +35,7 @@ from auxin.surgery.widen import Lift, check_widen, set_size, widen_model
 from auxin.types import Change, Deepen, Event, GrowthPlan, Structure, Widen
 
 
+@torch.inference_mode(False)  # parameters made in that mode could not be trained
 def apply(
     plan: GrowthPlan,
     model: nn.Module,

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from auxin.errors import CheckpointError
 from auxin.graph.capture import repeats, unwrap
 from auxin.surgery.blocks import GROWN, attach, detach_last, make_block
+from auxin.surgery.optimizer import laid_out_like
 from auxin.surgery.param_groups import add_parameters, as_list
 from auxin.surgery.transaction import Transaction
 from auxin.types import Event
@@ -67,6 +68,7 @@ class History:
                 f"The growth history cannot be read ({error!r}); is it from another version?"
             ) from error
 
+    @torch.inference_mode(False)
     def replay(self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> None:
         """Give a freshly built base model the shapes, attributes and blocks of every event.
 
@@ -121,7 +123,7 @@ def _grown(tensor: Tensor, shape: Sequence[int]) -> Tensor:
         for d in dims:
             tensor = tensor.narrow(d, 0, 1)
         return tensor.expand(*shape).clone()
-    return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+    return laid_out_like(torch.zeros(shape, dtype=tensor.dtype, device=tensor.device), tensor)
 
 
 def _replay(model: nn.Module, event: Event, optimizers: Sequence[Optimizer], change: Transaction) -> None:

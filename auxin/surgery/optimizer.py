@@ -46,7 +46,20 @@ def regather(tensor: Tensor, indices: Mapping[int, Tensor], fill: float | Tensor
         shape[dim] = -1
         new = new | (index < 0).view(shape)
     values = fill.to(result) if isinstance(fill, Tensor) else torch.full_like(result, fill)
-    return torch.where(new, values, result)
+    return laid_out_like(torch.where(new, values, result), tensor)
+
+
+def laid_out_like(new: Tensor, old: Tensor) -> Tensor:
+    """Return a tensor in the memory format of another: fused optimizers pair entries by their place in memory.
+
+    Args:
+        new: The tensor.
+        old: One of as many dimensions, contiguous or with its channels last.
+    """
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(old.ndim)
+    if last and old.layout == torch.strided and not old.is_contiguous() and old.is_contiguous(memory_format=last):
+        return new.contiguous(memory_format=last)
+    return new.contiguous()
 
 
 def resize_state(

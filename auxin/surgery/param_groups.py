@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from auxin.errors import ConfigError
+from auxin.graph.naming import GROWN
 from auxin.surgery.optimizer import replace_flat_state
 from auxin.surgery.transaction import Transaction
 
@@ -58,9 +59,10 @@ def add_parameters(
 ) -> None:
     """Put new parameters into the groups that hold the parameters most like them.
 
-    The nearest parameter is the last one before the block with as many dimensions. A new parameter joins the group of
-    the last one with the same last name in a module of the same type, so that a group without weight decay for norms
-    keeps doing its work, if that group is of the nearest one's optimizer and learning rate; else that of the nearest.
+    Those of a copy of a module join the groups of the module's own. Elsewhere the nearest parameter is the last one
+    before the block with as many dimensions. A new parameter joins the group of the last one with the same last name in
+    a module of the same type, so that a group without weight decay for norms keeps doing its work, if that group is of
+    the nearest one's optimizer and learning rate; else that of the nearest.
 
     Args:
         optimizers: The optimizers.
@@ -83,11 +85,18 @@ def add_parameters(
                     here.append(_Home(optimizer, group))
     paths = [path for path, _ in model.named_modules()]
     known = [(name, p) for name, p in model.named_parameters() if id(p) in homes]
-    earlier = [(n, p) for n, p in known if paths.index(n.rpartition(".")[0]) <= paths.index(host)]
+    earlier = [
+        (n, p) for n, p in known
+        if paths.index(n.rpartition(".")[0]) <= paths.index(host) or n.startswith(f"{host}.")
+    ]  # fmt: skip
+    tensors = dict(known)
     for name, parameter in new.items():
+        original = tensors.get(f"{host}.{name.removeprefix(f'{host}.{GROWN}.').partition('.')[2]}")
         same_rank = [p for among in (known, earlier) for _, p in among if p.ndim == parameter.ndim]
         same_kind = [p for among in (known, earlier) for n, p in among if _kind(model, n) == _kind(model, name)]
-        if not same_rank:
+        if original is not None:
+            chosen = [home.group for home in homes[id(original)]]
+        elif not same_rank:
             chosen = _first_group(optimizers, name, parameter)
         else:
             nearest = homes[id(same_rank[-1])]
@@ -116,8 +125,14 @@ class _Home(NamedTuple):
 
 def _alike(some: Sequence[_Home], others: Sequence[_Home]) -> bool:
     """Return whether two parameters are trained by the same optimizers at the same learning rates."""
-    first, second = ([(id(home.optimizer), float(home.group["lr"])) for home in homes] for homes in (some, others))
+    first, second = ([(id(home.optimizer), _rate(home.group)) for home in homes] for homes in (some, others))
     return first == second
+
+
+def _rate(group: Mapping[str, Any]) -> float | None:
+    """Return the learning rate that a schedule begins with: at the start of a warm-up all are zero."""
+    rate = group.get("initial_lr", group.get("lr"))
+    return None if rate is None else float(rate)  # Adafactor may find it by itself
 
 
 def _first_group(optimizers: Sequence[Optimizer], name: str, parameter: Tensor) -> list[dict[str, Any]]:

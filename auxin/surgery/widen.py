@@ -17,7 +17,7 @@ from auxin.graph import Graph
 from auxin.graph.axes import Atom, Axis, gather_index, size_with, spread
 from auxin.graph.capture import repeats
 from auxin.graph.values import Attribute
-from auxin.surgery.optimizer import regather, resize_flat_state, resize_state
+from auxin.surgery.optimizer import laid_out_like, regather, resize_flat_state, resize_state
 from auxin.surgery.transaction import Transaction
 from auxin.types import Role, Slot, Widen
 
@@ -302,11 +302,7 @@ def _resize_tensor(
     new, indices = tensor.detach(), dict[int, Tensor]()
     for slot in slots:
         new, indices[slot.dim] = resize_axis(new, axes[slot.dim], leaf, slot, op, lift)
-    # The memory format is part of what the user chose.
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
-    if last and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
-        return new.contiguous(memory_format=last), indices
-    return new.contiguous() if new.ndim != 4 else new, indices
+    return laid_out_like(new, tensor), indices
 
 
 def _replace(tensor: Tensor, new: Tensor, indices: Mapping[int, Tensor], change: Transaction) -> None:
