@@ -72,3 +72,27 @@ def test_the_gradient_of_a_complex_weight_has_a_real_and_an_imaginary_entry() ->
         true = torch.autograd.grad(F.cross_entropy(model(X[:1]), Y[:1]), model[0].weight)[0]
     assert {"0.weight", "1.weight"} <= per_sample.slow
     torch.testing.assert_close(row, torch.stack([true.real, true.imag], dim=-1))
+
+
+class Linear(nn.Module):
+    """Two complex layers, read by their absolute values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6, dtype=torch.cfloat), nn.Linear(6, 3, dtype=torch.cfloat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x.to(torch.cfloat)))).abs()
+
+
+@pytest.mark.parametrize("method", ["random", "orthogonal"])
+def test_complex_layers_are_no_part_of_the_similarity_constraint(method: str) -> None:
+    torch.manual_seed(0)
+    model, x = Linear(), torch.randn(8, 4)
+    before, old = model(x).detach(), model.a.weight.detach().clone()
+    refine = auxin.Similarity(iterations=3, reestimate_norms=0)
+    event = auxin.Grower(model, None, x, method=method, budget=auxin.count(2, "neurons"), refine=refine).grow()
+    assert event is not None and model.a.weight.shape == (8, 4)
+    assert torch.equal(model.a.weight[:6], old)
+    assert float((model(x) - before).abs().max()) < 1e-5
+    assert method == "random" or "grew by the random method" in event.notes[0]

@@ -530,3 +530,27 @@ def test_a_forward_that_moves_other_weights_while_it_trains_grows_and_is_left_as
     grower = auxin.Grower(model, None, torch.randn(2, 4), budget=auxin.count(2, "neurons"))
     assert "head" in [change.target for change in grower.grow().changes]
     assert torch.equal(model.slow.weight, before)
+
+
+@pytest.mark.parametrize("kind", ["widen", "gradmax", "deepen", "grower"])
+def test_growth_within_inference_mode_leaves_parameters_that_train(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer, x, y = torch.optim.Adam(model.parameters()), torch.randn(16, 6), torch.arange(16) % 3
+    loss_fn = nn.functional.cross_entropy
+    loss_fn(model(x), y).backward()
+    optimizer.step()
+    with torch.inference_mode():
+        if kind == "deepen":
+            auxin.deepen(model, "1", graph=auxin.trace(model, x), optimizer=optimizer)
+        elif kind == "grower":
+            auxin.Grower(model, optimizer, x, trigger=auxin.every(1), budget=auxin.ratio(0.5)).step(0)
+        else:
+            method = "random" if kind == "widen" else kind
+            graph = auxin.trace(model, x)
+            auxin.widen(
+                model, "0", 3, graph=graph, optimizer=optimizer, method=method, loader=[(x, y)], loss_fn=loss_fn
+            )
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    loss_fn(model(x), y).backward()
+    optimizer.step()

@@ -52,9 +52,12 @@ def test_lightning(tmp_path: Path) -> None:
 
     def fit(checkpoint: Path | None = None) -> nn.Module:
         net = Net()
-        keep = pl.callbacks.ModelCheckpoint(dirpath=tmp_path, save_top_k=-1, filename="{epoch}")
+        keep = [
+            pl.callbacks.ModelCheckpoint(dirpath=tmp_path, save_top_k=-1, filename="{epoch}"),
+            pl.callbacks.ModelCheckpoint(dirpath=tmp_path, save_top_k=-1, filename="{step}", every_n_train_steps=3),
+        ]
         trainer = pl.Trainer(
-            max_epochs=4, callbacks=[names["Growth"](trigger=auxin.planned(steps)), keep], logger=False,
+            max_epochs=4, callbacks=[names["Growth"](trigger=auxin.planned(steps)), *keep], logger=False,
             enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
         )  # fmt: skip
         trainer.fit(net, torch.utils.data.DataLoader(data, 32), ckpt_path=checkpoint)
@@ -62,7 +65,8 @@ def test_lightning(tmp_path: Path) -> None:
 
     whole = fit()
     assert sum(".grown." in name for name in whole.state_dict()) == 4
-    require_equal(fit(tmp_path / "epoch=1.ckpt"), whole)
+    for checkpoint in ("epoch=1.ckpt", "step=3.ckpt", "step=9.ckpt"):  # the last two are written before growth
+        require_equal(fit(tmp_path / checkpoint), whole)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -89,7 +93,7 @@ def test_the_trainer_of_transformers(tmp_path: Path) -> None:
     def trainer(folder: str, resume_from: Path | None = None) -> Any:
         arguments = transformers.TrainingArguments(
             str(tmp_path / folder), num_train_epochs=3, per_device_train_batch_size=16, learning_rate=3e-3,
-            save_strategy="epoch", report_to=[], disable_tqdm=True, use_cpu=True,
+            save_strategy="steps", save_steps=1, report_to=[], disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         callback = names["Growth"](example, resume_from, trigger=auxin.planned(steps))
         return transformers.Trainer(make(), arguments, train_dataset=data, callbacks=[callback])
@@ -97,7 +101,8 @@ def test_the_trainer_of_transformers(tmp_path: Path) -> None:
     whole = trainer("whole")
     whole.train()
     assert whole.model.config.num_hidden_layers == 4
-    checkpoint = tmp_path / "whole" / "checkpoint-2"
-    resumed = trainer("resumed", checkpoint)
-    names["resume"](resumed, checkpoint)
-    require_equal(resumed.model, whole.model)
+    for step in (2, 3, 4):  # two steps an epoch, whose last is saved before the model grows
+        checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
+        resumed = trainer(f"resumed-{step}", checkpoint)
+        names["resume"](resumed, checkpoint)
+        require_equal(resumed.model, whole.model)

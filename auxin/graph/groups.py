@@ -19,6 +19,9 @@ PRIORITY: tuple[Role, ...] = ("consumer", "producer", "bias", "scale", "shift", 
 BUFFERS = ("mean", "variance", "mask", "repeated")
 """Roles that say how a buffer is extended."""
 
+UNUSED = "the traced forward does not use it"
+"""Why a parameter's axes cannot grow whose module has not run, or whose output nothing reads."""
+
 _GENERIC = frozenset({"out_features", "out_channels", "in_features", "in_channels", "num_features"})
 """Attributes of torch's own layers, which say nothing of the units' part."""
 
@@ -177,6 +180,11 @@ class Graph:
                 return site
         known = ", ".join(site.name for site in self.sites) or "none"
         raise ConfigError(f"There is no depth site {name!r}; the sites are: {known}.")
+
+    def unused(self) -> list[str]:
+        """Return the names of the parameters that the traced forward does not use, in the model's order."""
+        reasons = {name: {leaf.frozen for axis in axes for leaf in axis.atoms()} for name, axes in self.axes.items()}
+        return [name for name, found in reasons.items() if name in self.parameters and found == {UNUSED}]
 
     def positions(self, group: str, slot: Slot, unit: int) -> list[int]:
         """Return the indices along ``slot.dim`` that belong to one unit of a group."""

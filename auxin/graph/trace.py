@@ -14,7 +14,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from auxin.graph import rules, rules_create, rules_cut, rules_linear, rules_norm, rules_shape, rules_space  # noqa: F401
 from auxin.graph.axes import Axis, MismatchError, atom, factor_inner, freeze, is_frozen, resolve, unify
 from auxin.graph.capture import capture, clone_tensors, repeats, unwrap
-from auxin.graph.groups import Graph
+from auxin.graph.groups import UNUSED, Graph
 from auxin.graph.propagate import Propagator
 from auxin.graph.sites import find_sites
 from auxin.graph.values import Attribute, Literal, Trace
@@ -63,7 +63,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     trainable = frozenset(name for name, _ in model.named_parameters())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name not in axes:
-            axes[name] = tuple(atom(int(n), "the traced forward does not use it") for n in tensor.shape)
+            axes[name] = tuple(atom(int(n), UNUSED) for n in tensor.shape)
     _tie_attention(model, axes, found)
     _link_gpt_convs(model, axes, found)
     _link_literals(model, found)

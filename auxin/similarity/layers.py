@@ -82,7 +82,7 @@ def find_layers(
 
     Convolutions (transposed and pointwise ones too) and linear layers with at least two neurons and a trainable weight
     of their own; a weight shared by two modules counts once. Attention's packed ``in_proj_weight`` holds three layers
-    in one and is left out.
+    in one and is left out, and so are complex weights.
 
     Args:
         model: Any module.
@@ -123,12 +123,14 @@ def find_layers(
 
 
 def all_layers(model: nn.Module) -> list[tuple[Layer, bool]]:
-    """Return every convolution and linear layer, a shared weight once, and whether it is depthwise."""
+    """Return every real convolution and linear layer, a shared weight once, and whether it is depthwise."""
     names = {id(parameter) for parameter in model.parameters()}
     found: list[tuple[Layer, bool]] = []
     for path, module in model.named_modules():
         weight = module._parameters.get("weight")
         if weight is None or id(weight) not in names or isinstance(weight, nn.parameter.UninitializedParameter):
+            continue
+        if weight.is_complex():  # the cosines of Eq. 1 are of real vectors
             continue
         layer, is_depthwise = _read(path, module, weight)
         if layer is not None:

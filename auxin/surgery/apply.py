@@ -121,7 +121,7 @@ def apply(
         restore_buffers(model, buffers)
         if not isinstance(error, Exception) or isinstance(error, ConfigError):
             raise
-        explained = _explain(error, plan, current)
+        explained = _explain(error, plan, current, graph)
         raise explained from error
     restore_buffers(model, buffers)
     event = Event(
@@ -277,7 +277,7 @@ def _training_error(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, A
     return None
 
 
-def _explain(error: Exception, plan: GrowthPlan, current: str) -> GrowthError | AuxinError:
+def _explain(error: Exception, plan: GrowthPlan, current: str, graph: Graph) -> GrowthError | AuxinError:
     """Say which group resisted and where."""
     if isinstance(error, AuxinError) and not isinstance(error, GrowthError):
         return error
@@ -288,9 +288,14 @@ def _explain(error: Exception, plan: GrowthPlan, current: str) -> GrowthError | 
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     line = "" if isinstance(error, GrowthError) else resisting_line(error)
     where = f" at {line}" if line else ""
-    return GrowthError(
-        f"Growing {what} failed{where} ({reason}); model, optimizer and graph are as they were. "
+    advice = (
         "Derive the size from the tensor that has it (x.shape, -1), or keep it in an attribute of its own, such as "
-        "self.head_dim.",
+        "self.head_dim."
+    )
+    idle = graph.unused()
+    if idle and not isinstance(error, GrowthError):
+        advice += f" Or leave out {idle[0].rpartition('.')[0]} if nothing reads what it computes: it was not traced."
+    return GrowthError(
+        f"Growing {what} failed{where} ({reason}); model, optimizer and graph are as they were. {advice}",
         f"its growth fails{where} ({reason})",
     )

@@ -261,3 +261,20 @@ def test_units_that_batch_norm_normalises_over_in_training_are_inexact() -> None
             return self.down(torch.relu(self.norm(self.up(x))))
 
     assert "normalises over it" in (auxin.trace(OverTime(), torch.randn(2, 6, 5)).atom("up").inexact or "")
+
+
+@pytest.mark.parametrize("region", [lambda: torch.autocast("cpu", torch.bfloat16), torch.no_grad])
+def test_a_region_within_the_forward_has_depth_sites_too(region) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.act, self.b = nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with region():
+                h = self.act(self.a(x))
+                y = x + self.b(h)
+            return y + h.sum()
+
+    graph = auxin.trace(Net(), torch.randn(2, 5))
+    assert [site.name for site in graph.sites] == ["act"] and graph["a"].size == 7

@@ -550,3 +550,36 @@ def test_muon_alone_takes_a_layer_of_matrices_and_refuses_one_with_vectors() -> 
     assert grown(nn.ReLU())[1].grown[0].map.bias is None, "as the layer before it"
     with pytest.raises(ConfigError, match="Muon trains matrices only"):
         grown(nn.GELU())  # which is blended in, by a number
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_state_and_gradient_lie_in_memory_as_the_parameter_does(replayed: bool) -> None:
+    """A fused optimizer pairs the entries of both by their place in memory, whatever the strides."""
+
+    def build() -> tuple[nn.Sequential, torch.optim.AdamW]:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Linear(4, 3),
+        ).to(memory_format=torch.channels_last)  # fmt: skip
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+
+    model, optimizer = build()
+    x = torch.randn(4, 3, 6, 6).contiguous(memory_format=torch.channels_last)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    grower = auxin.Grower(model, optimizer, x, budget=auxin.count(3, "neurons"))
+    grower.grow()
+    if replayed:
+        again, fresh = build()
+        grower.history.replay(again, fresh)
+        again.load_state_dict(model.state_dict())
+        fresh.load_state_dict(optimizer.state_dict())
+        model, optimizer = again, fresh
+    for parameter in model.parameters():
+        moments = [optimizer.state[parameter][key] for key in ("exp_avg", "exp_avg_sq")]
+        assert all(one.stride() == parameter.stride() for one in moments)
+        assert parameter.grad is None or parameter.grad.stride() == parameter.stride()
+    assert not model[2].weight.is_contiguous() and model[2].weight.shape[1] > 4

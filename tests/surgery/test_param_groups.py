@@ -139,3 +139,77 @@ def test_the_padding_row_of_an_embedding_stays_zero(method: str) -> None:
     assert model.table.weight.shape == (10, 8)
     assert model.table.weight[0].abs().max() == 0
     assert model.table.weight[1:, 6:].abs().max() > 0
+
+
+class Additive(nn.Module):
+    """A residual block that normalises first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(6), nn.Linear(6, 9), nn.Linear(9, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+def layered() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 6), Additive(), Additive(), nn.Linear(6, 2))
+
+
+@pytest.mark.parametrize("site", ["1", "2"])
+def test_a_copy_joins_the_groups_of_the_module_that_it_is_of(site: str) -> None:
+    model = layered()
+    optimizer = Adam([{"params": list(part.parameters()), "lr": 10.0**-k} for k, part in enumerate(model)])
+    auxin.deepen(model, site, graph=auxin.trace(model, torch.randn(2, 4)), optimizer=optimizer)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for name, p in model.named_parameters() if "grown" in name} == {10.0 ** -int(site)}
+
+
+@pytest.mark.parametrize("site", ["1", "2"])
+def test_a_copys_matrices_stay_with_muon(site: str) -> None:
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    model = layered()
+    matrices = [p for part in (model[1], model[2]) for p in part.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not one for one in matrices)]
+    muon, adam = torch.optim.Muon(matrices, lr=0.02), Adam(others)
+    auxin.deepen(model, site, graph=auxin.trace(model, torch.randn(2, 4)), optimizer=[muon, adam])
+    mine = {id(p) for p in muon.param_groups[0]["params"]}
+    assert all((p.ndim == 2) == (id(p) in mine) for name, p in model.named_parameters() if "grown" in name)
+
+
+def test_a_replay_at_the_start_of_a_warm_up_chooses_the_same_groups() -> None:
+    def build() -> tuple[nn.Sequential, Adam, torch.optim.lr_scheduler.LambdaLR]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
+        groups = [{"params": list(part.parameters()), "lr": lr} for part, lr in ((model[:2], 1e-4), (model[2:], 1e-3))]
+        optimizer = Adam(groups)
+        return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 4))
+
+    model, optimizer, schedule = build()
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    grower = auxin.Grower(
+        model, optimizer, torch.randn(2, 4), trigger=auxin.planned([{"after": 1, "deepen": {"1": 1}}])
+    )
+    assert grower.step(0) is not None
+    again, fresh, _ = build()
+    grower.history.replay(again, fresh)
+    sizes = [[len(group["params"]) for group in one.param_groups] for one in (optimizer, fresh)]
+    assert sizes[0] == sizes[1] == [4, 6]
+
+
+def test_an_optimizer_without_a_learning_rate_trains_a_new_block() -> None:
+    class Own(SGD):
+        """Finds its rate by itself, as Adafactor may."""
+
+        def __init__(self, params: Iterable[Tensor]) -> None:
+            super().__init__(params, lr=0.1)
+            for group in self.param_groups:
+                group["lr"] = None
+
+    model = layered()
+    optimizer = Own(model.parameters())
+    auxin.deepen(model, "1", graph=auxin.trace(model, torch.randn(2, 4)), optimizer=optimizer)
+    assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters()))
