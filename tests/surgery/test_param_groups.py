@@ -181,7 +181,7 @@ def test_a_copys_matrices_stay_with_muon(site: str) -> None:
 def test_a_replay_at_the_start_of_a_warm_up_chooses_the_same_groups() -> None:
     def build() -> tuple[nn.Sequential, Adam, torch.optim.lr_scheduler.LambdaLR]:
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
+        model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 2))
         groups = [{"params": list(part.parameters()), "lr": lr} for part, lr in ((model[:2], 1e-4), (model[2:], 1e-3))]
         optimizer = Adam(groups)
         return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 4))
@@ -190,14 +190,14 @@ def test_a_replay_at_the_start_of_a_warm_up_chooses_the_same_groups() -> None:
     for _ in range(3):
         optimizer.step()
         schedule.step()
-    grower = auxin.Grower(
-        model, optimizer, torch.randn(2, 4), trigger=auxin.planned([{"after": 1, "deepen": {"1": 1}}])
-    )
-    assert grower.step(0) is not None
+    # The head first: its Blend is of the same kind as the backbone's, and of another learning rate.
+    trigger = auxin.planned([{"after": 1, "deepen": {"4": 1}}, {"after": 2, "deepen": {"1": 1}}])
+    grower = auxin.Grower(model, optimizer, torch.randn(2, 4), trigger=trigger)
+    assert grower.step(0) is not None and grower.step(1) is not None
     again, fresh, _ = build()
     grower.history.replay(again, fresh)
     sizes = [[len(group["params"]) for group in one.param_groups] for one in (optimizer, fresh)]
-    assert sizes[0] == sizes[1] == [4, 6]
+    assert sizes[0] == sizes[1] == [5, 9]
 
 
 def test_an_optimizer_without_a_learning_rate_trains_a_new_block() -> None:
