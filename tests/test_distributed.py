@@ -39,7 +39,7 @@ def train_and_grow(rank: int, folder: str, method: str) -> None:
                 dist.broadcast(buffer, 0)
         if grower.step(epoch, [(x, y)] * 6, loss_fn):
             parallel = DistributedDataParallel(model)
-    scores = torch.tensor([decision.score for decision in grower.decisions])
+    scores = torch.tensor([one.score for decision in grower.decisions for one in decision.proposals])
     torch.save([*(p.detach() for p in model.parameters()), scores], os.path.join(folder, f"{method}-{rank}.pt"))
     dist.barrier()  # neither leaves while the other still talks to it
     os._exit(0)  # gloo's threads do not always survive the end of the interpreter (SIGABRT, once in some dozen runs)
@@ -49,7 +49,7 @@ def train_and_grow(rank: int, folder: str, method: str) -> None:
 def test_processes_stay_equal_across_events(tmp_path: Path, method: str) -> None:
     torch.multiprocessing.spawn(train_and_grow, (str(tmp_path), method), nprocs=2)
     first, second = (torch.load(tmp_path / f"{method}-{rank}.pt", weights_only=True) for rank in range(2))
-    assert len(first[-1]) == 5 if method == "natural" else first[0].shape == (14, 5)
+    assert len(first[-1]) > 5 if method == "natural" else first[0].shape == (14, 5)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
