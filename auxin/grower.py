@@ -15,6 +15,7 @@ from auxin.budgets import Allocated, Amount, parse_cap
 from auxin.errors import CheckpointError, ConfigError, GrowthError
 from auxin.graph import Graph, trace
 from auxin.graph.capture import unwrap
+from auxin.graph.values import INPUT, OUTPUT
 from auxin.methods import find_method
 from auxin.methods.random import Random
 from auxin.planned import Planned
@@ -356,8 +357,8 @@ class Grower:
 
 
 def _why_nothing_grows(graph: Graph) -> str:
-    ends = ("it reaches the model's input", "it reaches the model's output")
-    why = [f"{g.name}: {g.frozen or g.inexact}" for g in graph.groups if g.size > 1 and g.frozen not in ends]
+    hidden = [group for group in graph.groups if group.size > 1 and group.frozen not in (INPUT, OUTPUT)]
+    why = [f"{group.name}: {group.frozen or group.inexact}" for group in hidden]
     reasons = "; ".join(why[:2]) or "it has no hidden units"
     return (
         f"No width group of this model can grow with its function preserved ({reasons}); "

@@ -12,15 +12,12 @@ import torch
 from auxin.errors import ConfigError
 from auxin.graph.axes import Atom, Axis, gather_index, is_frozen, size_with
 from auxin.graph.naming import GROWN
-from auxin.graph.values import RoleTag, Trace
+from auxin.graph.values import UNUSED, RoleTag, Trace
 from auxin.types import DepthSite, Role, Slot, WidthGroup
 
 PRIORITY: tuple[Role, ...] = ("consumer", "producer", "bias", "scale", "shift", "mean", "variance", "raw")
 BUFFERS = ("mean", "variance", "mask", "repeated")
 """Roles that say how a buffer is extended."""
-
-UNUSED = "the traced forward does not use it"
-"""Why a parameter's axes cannot grow whose module has not run, or whose output nothing reads."""
 
 _GENERIC = frozenset({"out_features", "out_channels", "in_features", "in_channels", "num_features"})
 """Attributes of torch's own layers, which say nothing of the units' part."""

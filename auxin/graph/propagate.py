@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from auxin.graph.axes import Axis, MismatchError, atom, freeze, mark_inexact, product, resolve, unify
 from auxin.graph.capture import source_code, source_line
-from auxin.graph.values import Attribute, DataSize, Literal, LiteralKind, RoleTag, Trace, Value
+from auxin.graph.values import INPUT, OUTPUT, Attribute, DataSize, Literal, LiteralKind, RoleTag, Trace, Value
 from auxin.types import Role
 
 Rule = Callable[..., Any]
@@ -248,7 +248,7 @@ class Propagator:
         if name is None:
             constant = node.meta.get("constant")
             if constant is None:
-                return self._constant(node, "it reaches the model's input")
+                return self._constant(node, INPUT)
             path, _, attribute = constant.rpartition(".")
             if not isinstance(getattr(self.modules.get(path), attribute, None), Tensor):
                 return self._constant(node)
@@ -269,7 +269,7 @@ class Propagator:
     def _output(self, node: torch.fx.Node) -> None:
         for value in _values(torch.fx.node.map_arg(node.args, lambda n: self.trace.values[n])):
             for axis in value.axes:
-                freeze(axis, "it reaches the model's output")
+                freeze(axis, OUTPUT)
         self.trace.outputs.update(node.all_input_nodes)
 
     def _call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

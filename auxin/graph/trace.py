@@ -14,10 +14,10 @@ from torch.nn.utils.prune import BasePruningMethod
 from auxin.graph import rules, rules_create, rules_cut, rules_linear, rules_norm, rules_shape, rules_space  # noqa: F401
 from auxin.graph.axes import Axis, MismatchError, atom, factor_inner, freeze, is_frozen, resolve, unify
 from auxin.graph.capture import capture, clone_tensors, repeats, unwrap
-from auxin.graph.groups import UNUSED, Graph
+from auxin.graph.groups import Graph
 from auxin.graph.propagate import Propagator
 from auxin.graph.sites import find_sites
-from auxin.graph.values import Attribute, Literal, Trace
+from auxin.graph.values import INPUT, UNUSED, Attribute, Literal, Trace
 
 # Names under which modules keep sizes; and words that mean something else, though the number may be the same.
 SIZE_NAME = re.compile(
@@ -209,6 +209,8 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
     free = {(literal.where, literal.axis.size) for literal in found.literals if not is_frozen(literal.axis)}
     for literal in fixed:
         if (literal.where, literal.axis.size) in free or _is_written_out(literal.axis.size, literal.text):
+            continue
+        if {leaf.frozen for leaf in literal.axis.atoms()} == {INPUT}:  # a batch of two beside two heads
             continue
         for name in _attributes_in(modules[literal.module], literal.axis.size, literal.text):
             if (literal.module, name) in linked:

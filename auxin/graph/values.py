@@ -13,6 +13,10 @@ from torch import nn
 from auxin.graph.axes import Axis
 from auxin.types import Role
 
+INPUT, OUTPUT = "it reaches the model's input", "it reaches the model's output"
+UNUSED = "the traced forward does not use it"
+"""Why axes cannot grow: the ends of the model, and what has not run or is thrown away."""
+
 
 @dataclass(frozen=True)
 class Value:

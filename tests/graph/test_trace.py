@@ -278,3 +278,38 @@ def test_a_region_within_the_forward_has_depth_sites_too(region) -> None:
 
     graph = auxin.trace(Net(), torch.randn(2, 5))
     assert [site.name for site in graph.sites] == ["act"] and graph["a"].size == 7
+
+
+def test_a_batch_of_two_does_not_hold_back_two_heads() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.dim = 2, 3
+            self.qkv, self.out = nn.Linear(6, 18), nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            t, n, _ = x.shape
+            q, k, v = (part.view(t, n, self.heads, self.dim) for part in self.qkv(x).chunk(3, -1))
+            y = torch.einsum("ijbn,jbnd->ibnd", torch.einsum("ibnd,jbnd->ijbn", q, k).softmax(1), v)
+            return self.out(y.contiguous().view(t, n, self.heads * self.dim))
+
+    for batch in (2, 3):
+        assert "qkv[heads]" in [group.name for group in auxin.trace(Attention(), torch.randn(5, batch, 6)).growable()]
+
+
+def test_what_is_computed_and_thrown_away_is_named_where_growth_fails() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.idle, self.b = nn.Linear(5, 7), nn.Linear(7, 4), nn.Linear(7, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.relu(self.a(x))
+            self.idle(h)
+            return self.b(h)
+
+    model = Net()
+    graph = auxin.trace(model, torch.randn(2, 5))
+    assert graph.unused() == ["idle.weight", "idle.bias"]
+    with pytest.raises(auxin.AuxinError, match="Or leave out idle if nothing reads what it computes"):
+        auxin.widen(model, "a", 2, graph=graph)
