@@ -69,6 +69,7 @@ class Grower:
         history: The events so far, replayable on a fresh base model.
         decisions: What a trigger such as ``auxin.natural()`` decided each time it was asked, with its reason.
         refinement: What the last event's refinement did, layer by layer.
+        resisting: Groups that the model turned out to resist the growth of, frozen since, each with the reason.
         epoch: The last epoch that ``step`` was called for; -1 before the first.
 
     Example:
@@ -111,6 +112,7 @@ class Grower:
         self.graph: Graph = trace(model, example_inputs)
         self.history = History()
         self.decisions: list[Decision] = []
+        self.resisting: dict[str, str] = {}
         self.epoch = -1
         if isinstance(trigger, Planned):
             trigger.check(self.graph)
@@ -243,6 +245,7 @@ class Grower:
         """Return what an attempt to grow gives, where it fails after freezing the groups that the model resists."""
         decided, save = len(self.decisions), getattr(self.trigger, "state_dict", None)
         state = save() if save else None
+        self._freeze_resisting()  # a graph traced anew does not know them
         try:
             return attempt()
         except GrowthError as error:
@@ -250,8 +253,8 @@ class Grower:
             resisting = resisting_groups(self.model, self.graph, self.allow_inexact)
             if not resisting and self.graph.attributes == known:
                 raise
-            for name, why in resisting.items():
-                self.graph.atom(name).frozen = why
+            self.resisting |= resisting
+            self._freeze_resisting()
         del self.decisions[decided:]
         if state is not None:
             self.trigger.load_state_dict(state)  # type: ignore[union-attr]
@@ -265,6 +268,11 @@ class Grower:
         else:  # nothing else can grow
             raise first
         return event
+
+    def _freeze_resisting(self) -> None:
+        there = {group.name for group in self.graph.groups}
+        for name in self.resisting.keys() & there:
+            self.graph.atom(name).frozen = self.resisting[name]
 
     def _decide(
         self, trigger: Decider, epoch: int, loader: Iterable[Any] | None, loss_fn: LossFn | None
@@ -313,6 +321,7 @@ class Grower:
         return {
             "history": self.history.to_json(),
             "epoch": self.epoch,
+            "resisting": self.resisting,
             "trigger": state() if state else None,
             "decisions": [decision.to_dict() for decision in self.decisions],
             "optimizers": parameter_order(self.model, as_list(self.optimizer)),
@@ -352,6 +361,8 @@ class Grower:
         if load is not None:
             load(state["trigger"])
         self.history = history
+        self.resisting = dict(state.get("resisting", {}))
+        self._freeze_resisting()
         self.epoch = state.get("epoch", max((e.epoch for e in history.events if e.epoch is not None), default=-1))
         self.decisions = [Decision.from_dict(decision) for decision in state.get("decisions", ())]
 

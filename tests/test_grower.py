@@ -554,3 +554,31 @@ def test_growth_within_inference_mode_leaves_parameters_that_train(kind: str) ->
     assert not any(parameter.is_inference() for parameter in model.parameters())
     loss_fn(model(x), y).backward()
     optimizer.step()
+
+
+def test_what_resists_growth_is_known_after_a_resume_and_a_new_trace() -> None:
+    class Hard(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 9), nn.Linear(9, 3)
+            self.act = nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.relu(self.a(x)).view(-1, 8)
+            return self.c(self.act(self.b(h)))
+
+    def grown(model: nn.Module) -> auxin.Grower:
+        return auxin.Grower(model, None, torch.randn(2, 6), trigger=auxin.every(1), budget=auxin.ratio(0.3))
+
+    torch.manual_seed(0)
+    model, again = Hard(), Hard()
+    grower = grown(model)
+    first = grower.step(0)
+    assert "a is frozen from now on" in first.notes[0] and "a" in grower.resisting
+    grower.history.replay(again)
+    resumed = grown(again)
+    resumed.load_state_dict(grower.state_dict())
+    auxin.deepen(model, "act", graph=grower.graph)
+    for one in (resumed, grower):
+        event = one.step(1)
+        assert event is not None and not any("frozen from now on" in note for note in event.notes)

@@ -208,7 +208,7 @@ def _marks(record: RunRecord) -> str:
 
 
 def tradeoff(record: RunRecord, cost: str) -> Plot:
-    """Draw the ladder: the accuracy of each size against what it costs, and its Pareto front.
+    """Draw the ladder: the validation accuracy of each size, which a choice goes by, against its cost, and its front.
 
     Args:
         record: The run.
@@ -217,9 +217,8 @@ def tradeoff(record: RunRecord, cost: str) -> Plot:
     Returns:
         The figure.
     """
-    part = "test" if all(phase.get("test_accuracy") is not None for phase in record.phases) else "val"
     costs = np.array([phase[cost] for phase in record.phases], dtype=float)
-    scores = np.array([phase[f"{part}_accuracy"] for phase in record.phases], dtype=float)
+    scores = np.array([phase["val_accuracy"] for phase in record.phases], dtype=float)
     front = pareto(costs, scores)
     figure = new_figure(480, 290)
     axes = figure.add_subplot()
@@ -242,10 +241,9 @@ def tradeoff(record: RunRecord, cost: str) -> Plot:
     axes.set(xlabel=name)
     axes.set_title(f"Accuracy against {'parameters' if cost == 'parameters' else 'FLOPs'}")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
-    words = "test" if part == "test" else "validation"
     return Plot(
         figure,
-        f"The ladder: {words} accuracy of each size's checkpoint against its {name}. Nothing in this run is both "
+        f"The ladder: validation accuracy of each size's checkpoint against its {name}. Nothing in this run is both "
         "smaller and better than a point on the Pareto front.",
     )
 

@@ -71,7 +71,7 @@ class GramTerms:
             return from_gram(self._total(owner), self.n, damping)
         current, added = self.grams.get(CURRENT, {}), self.grams.get(owner, {}) if owner != CURRENT else {}
         total = 0.0
-        for block in current.keys() | added.keys():
+        for block in sorted(current.keys() | added.keys()):
             if block in added:
                 gram = added[block] + current[block] if block in current else added[block]
                 total += from_gram(gram, self.n, damping)

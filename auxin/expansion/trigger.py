@@ -182,8 +182,8 @@ class Natural:
         )
         size = graph.num_parameters() if self.cost == "parameters" else graph.flops()
         ranked = sorted(scored, key=lambda p: -self._penalised(p, size))
-        best = ranked[0]
         winners = [p for p in ranked if self._passes(p, score, size)][: self.most]
+        best = (winners or ranked)[0]
         while cap is not None and len(winners) > 1 and not _fit(graph, cap, winners):
             winners.pop()
         found = (

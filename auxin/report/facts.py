@@ -53,8 +53,8 @@ def headline(record: RunRecord) -> list[tuple[str, str, str]]:
         index = len(record.phases) - 1
         before, now = (sum(1 for layer in record.layers if layer.widths[i] > 0) for i in (0, index))
         found.append(("layers", f"{before} → {now}" if now != before else str(now), "with weights"))
-    num_events, seconds = len(record.events), sum(event["seconds"] for event in record.events)
-    share = seconds / max(last_seconds(record), 1e-9)
+    num_events, trained = len(record.events), sum(row["epoch_seconds"] for row in record.rows)
+    share = max(0.0, 1 - trained / max(last_seconds(record), 1e-9))
     words = f"{share:.1%} of the time" if share >= 0.001 else "under 0.1% of the time"
     found.append(("growth events", str(num_events), words if num_events else "the net stayed as it was"))
     found.append(("time", duration(last_seconds(record)), f"{len(record.rows)} of {record.epochs} epochs"))

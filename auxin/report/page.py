@@ -161,8 +161,7 @@ def _growth(record: RunRecord) -> Section:
 
 
 def _ladder(record: RunRecord) -> Section:
-    tested = all(phase.get("test_accuracy") is not None for phase in record.phases)
-    scores = [phase["test_accuracy" if tested else "val_accuracy"] for phase in record.phases]
+    scores = [phase["val_accuracy"] for phase in record.phases]  # what a choice goes by
     section = _figures(
         lambda: plots.tradeoff(record, "parameters"), lambda: plots.tradeoff(record, "flops"), names=("by-p", "by-f")
     )

@@ -236,7 +236,7 @@ class PerSample:
             for name, gradient in zip(leaves, found, strict=False):
                 # Of a complex parameter, the real and the imaginary part are two entries.
                 result[name].append(torch.view_as_real(gradient) if gradient.is_complex() else gradient)
-            for name in attached:
+            for name in sorted(attached):
                 edges = zip(uses, found[len(leaves) :], strict=True)
                 parts = [use.rows[name](b).sum(0) for use, b in edges if name in use.rows]
                 result[name].append(torch.stack(parts).sum(0).reshape(self.parameters[name].shape))

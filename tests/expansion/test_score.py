@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -414,3 +417,30 @@ def test_amounts_of_memory() -> None:
 
 def test_the_score_is_reached_from_the_trigger_class() -> None:
     assert auxin.natural.expansion_score is expansion_score
+
+
+COUNTED = """
+import torch, auxin
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+torch.manual_seed(0)
+first, second = nn.Conv2d(2, 5, 3), nn.Conv2d(5, 6, 3)
+model = nn.Sequential(first, nn.BatchNorm2d(5), nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+data = torch.randn(12, 2, 6, 6), torch.arange(12) % 3
+decider = auxin.natural(tau=0, data=data, form="blockwise", memory="2kB")
+with FlopCounterMode(display=False) as counter:
+    decision = decider.decide(model, auxin.trace(model, data[0][:2]), epoch=0, loss_fn=cross_entropy)
+print(counter.get_total_flops(), [one.score for one in decision.proposals])
+"""
+
+
+def test_scores_and_their_cost_do_not_depend_on_the_order_of_sets() -> None:
+    """Python orders sets of names by a seed of each process: a resumed run has another."""
+    runs = [
+        subprocess.run([sys.executable, "-c", COUNTED], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)
+        for seed in ("0", "2")
+    ]
+    assert all(run.returncode == 0 for run in runs), runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout and b"[" in runs[0].stdout

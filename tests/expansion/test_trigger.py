@@ -155,6 +155,22 @@ def test_penalties_by_hand() -> None:
     assert "after the penalty for size" in grower.decisions[0].reason
 
 
+def test_the_reason_is_of_the_proposal_that_grows() -> None:
+    """A penalty for size may rank a small proposal first whose gain is below alpha: a later one grows."""
+    model = make()
+    now, proposals = scored(model, widen=2)
+    small, large = (choose(proposals.values(), key=lambda p: p.parameters) for choose in (min, max))
+    assert 0 < small.score - now < large.score - now
+    alpha = (small.score + large.score) / 2 - now
+    penalty = math.log(2 * large.score / small.score) / large.parameters**2
+    grower = start(auxin.natural(0.0, alpha, data=DATA, widen=2, penalty=penalty), model)
+    event = grower.step(0, None, F.cross_entropy)
+    (decision,) = grower.decisions
+    first = decision.proposals[0]
+    assert decision.winner is not None and decision.winner != f"{first.kind} {first.name}"
+    assert event.reason == decision.reason and decision.reason.startswith(f"{decision.winner} scores ")
+
+
 @pytest.mark.parametrize("deepen", [True, False])
 def test_the_plan_that_is_applied_is_the_one_that_was_scored(deepen: bool) -> None:
     model = make().double()

@@ -54,6 +54,9 @@ def test_the_page_says_what_the_result_says(page: str, grown_run: Path) -> None:
         assert f"{phase['val_accuracy']:.2%}" in section(page, "ladder")
     for text in (result["commit"], result["hardware"]["processor"], result["versions"]["torch"], "similarity:"):
         assert text in page
+    rows = [json.loads(line) for line in (grown_run / "metrics.jsonl").read_text().splitlines()]
+    share = 1 - sum(row["epoch_seconds"] for row in rows) / result["seconds"]
+    assert f"{share:.1%} of the time" in section(page, "headline")
     for event in result["events"]:
         assert event["reason"] in section(page, "events")
         assert f"{event['max_change']:.1e}" in section(page, "events")
