@@ -92,8 +92,9 @@ class Shadow:
     def place(self, group: str, key: str, entries: Tensor) -> Tensor:
         """Return a tensor of the grown parameter's shape with a group's new entries in place and zeros elsewhere.
 
-        Along the other dimensions the entries follow what grew there, as surgery makes them: a copied unit has its
-        parent's entries (a consumer's are shared out), a fresh one none.
+        Along the other dimensions, and the other factors of their own (groups times channels), the entries follow what
+        grew there, as surgery makes them: a copied unit has its parent's entries (a consumer's are shared out), a fresh
+        one none.
 
         Args:
             group: Name of the group.
@@ -124,21 +125,24 @@ class Shadow:
         maps, scales = dict[int, Tensor](), list[Tensor]()
         axes = zip(self.graph.axes[name], self.old.axes[name], strict=True)
         for d, (axis, before) in enumerate(axes):
+            grown = {g: op for g, op in self.operations.items() if d != dim or g != group}
+            parents = {
+                g: torch.cat([torch.arange(self.old[g].size), torch.tensor(op.parents or (-1,) * op.by)])
+                for g, op in grown.items()
+            }
             if d == dim:
                 kept = gather_index(axis, {self.graph.atom(g): torch.arange(self.old[g].size) for g in self.by})
                 kept = self.positions(group, Slot(name, dim, "raw")) if new else kept
-                maps[d] = torch.full((axis.size,), -1).index_copy(0, kept, torch.arange(len(kept)))
-                continue
-            sources = {
-                self.old.atom(g): torch.cat([torch.arange(self.old[g].size), torch.tensor(op.parents or (-1,) * op.by)])
-                for g, op in self.operations.items()
-            }
-            index = gather_index(before, sources)
-            if len(index) > before.size:
-                maps[d] = index
+                own = torch.full((axis.size,), -1).index_copy(0, kept, torch.arange(len(kept)))
+                source = gather_index(axis, {self.graph.atom(g): units for g, units in parents.items()})
+                maps[d] = torch.where(source < 0, -1, own[source])
+            else:
+                index = gather_index(before, {self.old.atom(g): units for g, units in parents.items()})
+                if len(index) > before.size:
+                    maps[d] = index
             shared = {
                 self.graph.atom(g): outgoing_scale(self.old.atom(g), op)
-                for g, op in self.operations.items()
+                for g, op in grown.items()
                 if op.parents
                 and any(s.parameter == name and s.dim == d and s.role == "consumer" for s in self.old[g].slots)
             }

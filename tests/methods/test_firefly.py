@@ -84,6 +84,15 @@ def test_the_path_integral_adds_up_to_the_change_of_the_loss(name):
     assert sum(float(s.sum()) for s in scores.values()) == pytest.approx(true, rel=1e-3)
 
 
+def test_scores_are_the_mean_over_batches():
+    candidates, batch, model = candidates_of("plain")
+    with measuring(model):
+        once, twice = (candidates.scores([batch] * n, generic_loss, 0.1, 1) for n in (1, 2))
+    for name, score in once.items():
+        assert score.abs().max() > 0
+        assert torch.allclose(twice[name], score, rtol=1e-12, atol=0)
+
+
 def test_training_the_directions_lowers_the_loss_and_keeps_them_on_their_spheres():
     candidates, batch, model = candidates_of("plain")
     norms = {n: g.fan_in.norm(dim=1) for n, g in candidates.groups.items()}
@@ -132,6 +141,25 @@ def test_so_it_does_when_every_group_grows_at_once(name):
     auxin.surgery.apply(plan, model, graph)
     change = float(generic_loss(call(model, batch))) - before
     assert change == pytest.approx(float(plan.notes[0].split("held batches ")[1].split(" ")[0]), rel=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["grouped", "channel_shuffle", "grouped_query_sdpa"])
+def test_so_it_does_when_two_factors_of_one_axis_grow(name, seed, monkeypatch):
+    """Groups times channels, heads times their size: a copy of one factor takes the other's candidates along."""
+    losses = []
+    measure = Candidates.measure
+    monkeypatch.setattr(Candidates, "measure", lambda *args: losses.append(measure(*args)) or losses[-1])
+    model, example, batch = case(name)
+    graph = auxin.trace(model, example)
+    plan = propose(
+        Firefly(num_candidates=1, steps=4), model, graph, {g.name: 2 for g in graph.growable()}, batch, seed=seed
+    )
+    before = float(generic_loss(call(model, batch)))
+    auxin.surgery.apply(plan, model, graph)
+    change = float(generic_loss(call(model, batch))) - before
+    assert change < 0
+    assert change == pytest.approx(losses[-1] - losses[0], rel=1e-9)
 
 
 def test_splits_and_new_neurons_share_one_ranking():
