@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, SGD, Optimizer
 
 from auxin.errors import ConfigError
 from auxin.graph.naming import GROWN
@@ -37,15 +37,22 @@ def as_list(optimizer: Any) -> list[Any]:
 
 
 def check_optimizers(model: nn.Module, optimizers: Sequence[Any]) -> None:
-    """Refuse what is no optimizer of this model.
+    """Refuse what is no optimizer of this model, and optimizers that growth would cut off.
 
     Args:
         model: The model.
         optimizers: What ``as_list`` returned.
 
     Raises:
-        ConfigError: If one of them is no optimizer, or trains no parameter of the model.
+        ConfigError: If one of them is no optimizer, or trains no parameter of the model, or if a parameter has an
+            optimizer in the hook of its AccumulateGrad node.
     """
+    for name, parameter in model.named_parameters():
+        if getattr(parameter, "_in_backward_optimizers", None):
+            raise ConfigError(
+                f"The optimizer of {name} steps in a hook of autograd's own (_apply_optimizer_in_backward), which "
+                "growth would cut off without a word: use parameter.register_post_accumulate_grad_hook, which stays."
+            )
     own = {id(parameter) for parameter in model.parameters()}
     for one in optimizers:
         if not isinstance(one, Optimizer):
@@ -110,10 +117,24 @@ def add_parameters(
                 change.on_rollback(group["param_names"].pop)
     fresh = {id(parameter) for parameter in new.values()}
     for optimizer in optimizers:
+        _start_fused_momentum(optimizer, fresh, change)
         if isinstance(optimizer, LBFGS):
             old = sum(p.numel() for p in optimizer._params if id(p) not in fresh)
             added = sum(p.numel() for p in optimizer._params if id(p) in fresh)
             replace_flat_state(optimizer, old, lambda flat, more=added: nn.functional.pad(flat, (0, more)), change)  # type: ignore[misc]
+
+
+def _start_fused_momentum(optimizer: Optimizer, fresh: Container[int], change: Transaction) -> None:
+    """Give new parameters a momentum of zero where fused SGD has begun: it takes momentum of all or of none.
+
+    The next step makes it (1 - dampening) times the gradient; SGD itself starts with the whole gradient, which is the
+    same unless there is dampening.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, SGD) else ():
+        begun = any(optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in group["params"])
+        if begun and group.get("fused") and group["momentum"]:
+            for parameter in (p for p in group["params"] if id(p) in fresh):
+                change.set_item(optimizer.state, parameter, {"momentum_buffer": torch.zeros_like(parameter)})
 
 
 class _Home(NamedTuple):

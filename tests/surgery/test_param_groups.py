@@ -12,6 +12,8 @@ from torch.optim import SGD, Adam, Optimizer
 
 import auxin
 from auxin.errors import ConfigError
+from auxin.surgery import apply
+from auxin.types import Deepen, GrowthPlan
 
 
 class Adversaries(nn.Module):
@@ -213,3 +215,60 @@ def test_an_optimizer_without_a_learning_rate_trains_a_new_block() -> None:
     optimizer = Own(model.parameters())
     auxin.deepen(model, "1", graph=auxin.trace(model, torch.randn(2, 4)), optimizer=optimizer)
     assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters()))
+
+
+def test_an_optimizer_in_autograds_own_hooks_is_refused() -> None:
+    from torch.distributed.optim import _apply_optimizer_in_backward
+
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    _apply_optimizer_in_backward(SGD, model.parameters(), {"lr": 0.1})
+    graph = auxin.trace(model, x)
+    optimizers = [one for p in model.parameters() for one in p._in_backward_optimizers]
+    for optimizer in (None, optimizers):
+        with pytest.raises(ConfigError, match=r"optimizer of 0\.weight .*register_post_accumulate_grad_hook"):
+            auxin.widen(model, "0", 2, graph=graph, optimizer=optimizer)
+    with pytest.raises(ConfigError, match="register_post_accumulate_grad_hook"):
+        auxin.Grower(model, optimizers, x)
+    assert model[0].out_features == 8
+
+
+def test_an_optimizer_in_hooks_that_stay_goes_on() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    optimizers = {p: SGD([p], 0.1) for p in model.parameters()}
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: optimizers[p].step())  # type: ignore[index]
+    auxin.widen(model, "0", 2, graph=auxin.trace(model, x), optimizer=list(optimizers.values()))
+    before = [p.detach().clone() for p in model.parameters()]
+    model(x).square().sum().backward()
+    assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_fused_sgd_takes_new_layers_among_others_with_momentum() -> None:
+    nets, states = [], []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(8, 4)
+        optimizer = SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=0.1, fused=fused)
+        graph = auxin.trace(model, x)
+        for _ in range(2):
+            auxin.deepen(model, "1", graph=graph, optimizer=optimizer)
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                optimizer.step()
+        nets.append(model)
+        states.append([optimizer.state[p]["momentum_buffer"] for p in model.parameters()])
+    for fused_p, p in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.allclose(fused_p, p, atol=1e-6)
+    assert all(torch.allclose(mine, plain, atol=1e-6) for mine, plain in zip(*states, strict=True))
+
+
+def test_the_momentum_of_a_layer_that_is_taken_back_goes_too() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(8, 4)
+    optimizer = SGD(model.parameters(), 0.1, momentum=0.9, fused=True)
+    model(x).square().mean().backward()
+    optimizer.step()
+    plan = GrowthPlan("hand", (Deepen("1"), Deepen("nowhere")))
+    with pytest.raises(ConfigError):
+        apply(plan, model, auxin.trace(model, x), optimizer=optimizer)
+    assert set(optimizer.state) == set(model.parameters())
