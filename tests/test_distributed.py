@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import auxin
-from auxin.errors import ConfigError
+from auxin.errors import ConfigError, TraceError
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 
@@ -60,5 +60,33 @@ def test_the_wrapper_itself_is_refused_with_what_to_do(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="wrap that anew after each event"):
             auxin.Grower(model, None, torch.randn(2, 3))
         assert [group.name for group in auxin.trace(model, torch.randn(2, 3)).growable()] == ["0"]
+    finally:
+        dist.destroy_process_group()
+
+
+def test_sharded_parameters_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    x = torch.randn(2, 3)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/shards", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for shard in (
+            lambda model: parallelize_module(model, mesh, {"0": ColwiseParallel()}),
+            lambda model: fully_shard(model, mesh=mesh),
+            lambda model: FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True),
+        ):
+            model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+            graph = auxin.trace(model, x)
+            sharded = shard(model)
+            for refused in (
+                lambda sharded=sharded: auxin.trace(sharded, x),
+                lambda sharded=sharded: auxin.Grower(sharded, None, x),
+                lambda sharded=sharded, graph=graph: auxin.deepen(sharded, "1", graph=graph),
+            ):
+                with pytest.raises(TraceError, match=r"sharded .* grow the model before it is sharded"):
+                    refused()
     finally:
         dist.destroy_process_group()

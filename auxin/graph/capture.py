@@ -81,6 +81,27 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+SHARDED = {"DTensor", "FSDPModule", "FullyShardedDataParallel"}
+"""Parameters and modules that hold a part only, by name: their own modules take seconds to import."""
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Refuse a model whose parameters are spread over processes.
+
+    Args:
+        model: The model.
+
+    Raises:
+        TraceError: If a parameter is a DTensor, or a module is wrapped by either kind of FSDP.
+    """
+    parts = [*model.modules(), *model.parameters()]
+    if any(kind.__name__ in SHARDED for part in parts for kind in type(part).__mro__):
+        raise TraceError(
+            "The model's parameters are sharded (FSDP or tensor parallelism), and a shard cannot grow: grow the model "
+            "before it is sharded, or load its full state dict into a plain model, grow that and shard it anew."
+        )
+
+
 def copied(model: nn.Module, shared: Iterable[Any] = ()) -> nn.Module:
     """Return a deep copy of a model, also of one that keeps an activation as an attribute.
 
@@ -212,7 +233,9 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("A ScriptModule cannot grow: its code is fixed. Grow the Python module that it was made from.")
+    refuse_sharded(model)
     args, kwargs = clone_tensors(normalise_inputs(example_inputs))
+    hooked = _hooked(model)
     paths: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
@@ -253,9 +276,10 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
         raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
+        hint = f"; the forward hook of {hooked} runs too: remove it while tracing if it needs numbers" if hooked else ""
         raise TraceError(
-            f"torch.export could not capture {type(model).__name__}: {reason or type(error).__name__}. "
-            "Check that the example inputs fit the forward and that it has no data-dependent Python control flow."
+            f"torch.export could not capture {type(model).__name__}: {reason or type(error).__name__}. Check that the "
+            f"example inputs fit the forward and that it has no data-dependent Python control flow{hint}."
         ) from error
     finally:
         for hook in hooks:
@@ -277,6 +301,15 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
         node.meta["constant"] = signature.inputs_to_lifted_tensor_constants.get(str(node.target))
     inline_regions(program.graph_module)
     return program.graph_module, bound, bare, first
+
+
+def _hooked(model: nn.Module) -> str:
+    """Return the first module with a forward hook of the user's own; empty if there is none."""
+    for path, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if not str(getattr(hook, "__module__", "")).startswith(("torch.", "auxin.")):
+                return repr(path or type(module).__name__)
+    return ""
 
 
 def source_code(node: torch.fx.Node) -> str:

@@ -21,6 +21,7 @@ from auxin.graph.capture import (
     kept_parameters,
     normalise_inputs,
     outputs_of,
+    refuse_sharded,
     restore_buffers,
     unwrap,
 )
@@ -75,9 +76,11 @@ def apply(
         ConfigError: If the plan makes no sense for this model, the optimizer is another one's, or the example inputs no
             longer run.
         FrozenError: If a group may not grow.
+        TraceError: If the model has been sharded since it was traced.
     """
     started = time.perf_counter()
     model = unwrap(model)
+    refuse_sharded(model)
     optimizers = as_list(optimizer)
     check_optimizers(model, optimizers)
     copies = [unwrap(getattr(copy, "module", copy)) for copy in ema]

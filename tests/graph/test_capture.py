@@ -1,5 +1,8 @@
 """What a model is put into while it is looked at."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,3 +96,16 @@ def test_a_script_module_is_refused_with_what_to_grow_instead() -> None:
     model = torch.jit.trace(nn.Linear(4, 3), torch.randn(2, 4))
     with pytest.raises(TraceError, match="Grow the Python module that it was made from"):
         auxin.trace(model, torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("register", [nn.Module.register_forward_hook, nn.Module.register_forward_pre_hook])
+def test_a_hook_that_needs_numbers_is_named(register: Callable[..., Any]) -> None:
+    model, x, seen = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4), []
+    auxin.deepen(model, "1", graph=auxin.trace(model, x))
+    handle = register(model[2], lambda module, args, *output: seen.append(args[0].detach().numpy()))
+    with pytest.raises(TraceError, match=r"the forward hook of '2' runs too: remove it while tracing"):
+        auxin.trace(model, x)
+    handle.remove()
+    with pytest.raises(TraceError) as caught:
+        auxin.trace(model, torch.randn(2, 5))
+    assert "hook" not in str(caught.value)
