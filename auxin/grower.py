@@ -22,6 +22,7 @@ from auxin.planned import Planned
 from auxin.ranking import decide
 from auxin.similarity import Refinement, Similarity, batch_norms, model_inputs
 from auxin.surgery import History, apply, check_widen
+from auxin.surgery.averages import averaged_copies
 from auxin.surgery.optimizer import parameter_order
 from auxin.surgery.param_groups import as_list
 from auxin.trial import resisting_groups
@@ -55,12 +56,12 @@ class Grower:
         seed: Seed of the new weights; the same seed gives the same growth, also after a resume.
         allow_inexact: Whether groups whose growth changes the function may grow.
         carry_state: Whether the optimizer keeps its state across an event; False starts it anew.
-        ema: Averaged copies of the model (``AveragedModel``), resized alike.
+        ema: An averaged copy of the model (``AveragedModel``), or several, resized alike.
         refine: What to do to the neurons right after each event; None does nothing.
 
     Raises:
-        ConfigError: If an argument is of another kind, the optimizer is another model's, or nothing that the budget
-            counts can grow.
+        ConfigError: If an argument is of another kind, the optimizer or an averaged copy is another model's, or nothing
+            that the budget counts can grow.
         FrozenError: If a group that the budget names may not grow.
         TraceError: If the forward cannot be captured.
 
@@ -96,11 +97,12 @@ class Grower:
         seed: int = 0,
         allow_inexact: bool = False,
         carry_state: bool = True,
-        ema: Sequence[nn.Module] = (),
+        ema: nn.Module | Sequence[nn.Module] = (),
         refine: Similarity | None = None,
     ) -> None:
         check_arguments(model, optimizer, method, trigger, budget, until, refine)
-        self.model, self.optimizer, self.ema = unwrap(model), optimizer, tuple(ema)
+        self.model, self.optimizer = unwrap(model), optimizer
+        self.ema = averaged_copies(self.model, ema)
         self.method = find_method(method)
         self.trigger, self.budget, self.seed = trigger, budget, seed
         self.cap = parse_cap(until) if until else None

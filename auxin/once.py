@@ -27,7 +27,7 @@ def widen(
     graph: Graph,
     method: str | Method = "random",
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    ema: Sequence[nn.Module] = (),
+    ema: nn.Module | Sequence[nn.Module] = (),
     seed: int = 0,
     allow_inexact: bool = False,
     loader: Iterable[Any] | None = None,
@@ -42,7 +42,7 @@ def widen(
         graph: ``auxin.trace(model, example_inputs)``; kept up to date.
         method: A method or its name.
         optimizer: Optimizers whose state follows.
-        ema: Averaged copies of the model, resized alike.
+        ema: An averaged copy of the model, or several, resized alike.
         seed: Seed of the new weights.
         allow_inexact: Whether the function may change.
         loader: Batches for methods that look at data.
@@ -52,7 +52,7 @@ def widen(
         What changed.
 
     Raises:
-        ConfigError: If there is no such group, or the optimizer is another model's.
+        ConfigError: If there is no such group, or the optimizer or an averaged copy is another model's.
         FrozenError: If the group may not grow.
         GrowthError: If the grown model fails; everything is restored.
     """
@@ -76,7 +76,7 @@ def deepen(
     *,
     graph: Graph,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    ema: Sequence[nn.Module] = (),
+    ema: nn.Module | Sequence[nn.Module] = (),
     loader: Iterable[Any] | None = None,
     kernel_size: int = 3,
     noise: float = 0.0,
@@ -94,7 +94,7 @@ def deepen(
         site: The depth site or its name.
         graph: ``auxin.trace(model, example_inputs)``; traced again after the insertion.
         optimizer: Optimizers that shall train the new block.
-        ema: Averaged copies of the model that get the same block.
+        ema: An averaged copy of the model, or several, that get the same block.
         loader: Training batches or model inputs to calibrate the block's norm on; the example inputs if None.
         kernel_size: Odd size of the convolution's kernel; 1 where the edge has a single position (a pooled map).
         noise: Standard deviation of noise on the identity weights; 0 preserves the function.
@@ -107,7 +107,8 @@ def deepen(
         What changed.
 
     Raises:
-        ConfigError: If there is no such site, an option does not fit it, or the optimizer is another model's.
+        ConfigError: If there is no such site, an option does not fit it, or the optimizer or an averaged copy is of
+            another model.
         GrowthError: If the grown model fails; everything is restored.
     """
     name = site.name if isinstance(site, DepthSite) else site

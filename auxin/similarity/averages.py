@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from auxin.graph.capture import unwrap
 from auxin.similarity.layers import Layer
 
 
@@ -22,12 +21,12 @@ def followed(model: nn.Module, layers: Sequence[Layer], ema: Sequence[nn.Module]
     Args:
         model: The model whose weights change.
         layers: The layers that may change.
-        ema: Copies (``torch.optim.swa_utils.AveragedModel`` or modules) of the same structure.
+        ema: Copies of the same structure, as ``averaged_copies`` returns them.
 
     Yields:
         Nothing; the weights change meanwhile.
     """
-    copies = [dict(inner(copy).named_parameters()) for copy in ema]
+    copies = [dict(copy.named_parameters()) for copy in ema]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     before = [layer.weight.detach().clone() for layer in layers] if copies else []
     yield
@@ -37,9 +36,3 @@ def followed(model: nn.Module, layers: Sequence[Layer], ema: Sequence[nn.Module]
                 average = parameters[names[id(layer.weight)]]
                 old, new = start.to(average), layer.weight.to(average)
                 average.copy_(torch.where(average == old, new, average + (new - old)))
-
-
-def inner(copy: nn.Module) -> nn.Module:
-    """Return the module that an averaged copy holds."""
-    held = getattr(copy, "module", copy)
-    return unwrap(held if isinstance(held, nn.Module) else copy)

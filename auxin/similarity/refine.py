@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from auxin.errors import ConfigError
 from auxin.graph import Graph
 from auxin.graph.capture import normalise_inputs, outputs_of, unwrap
-from auxin.similarity.averages import followed, inner
+from auxin.similarity.averages import followed
 from auxin.similarity.distribution import of_histogram
 from auxin.similarity.layers import Layer, find_layers, grown_units, masks
 from auxin.similarity.norms import batch_norms, reestimate_norms
 from auxin.similarity.record import LayerChange, Refinement
 from auxin.similarity.terms import mean_off_diagonal, of_cosine_map, of_mean_similarity, of_weight_change
+from auxin.surgery.averages import averaged_copies
 from auxin.types import Event, GrowthPlan
 
 LARGEST_BATCH = 2**25
@@ -106,7 +107,7 @@ class Similarity:
         event: Event | None = None,
         plan: GrowthPlan | None = None,
         batches: Iterable[Any] | None = None,
-        ema: Sequence[nn.Module] = (),
+        ema: nn.Module | Sequence[nn.Module] = (),
     ) -> Refinement:
         """Refine a model in place; ``auxin.similarity.refine`` explains the arguments."""
         return refine(model, self, graph=graph, event=event, plan=plan, batches=batches, ema=ema)
@@ -121,7 +122,7 @@ def refine(
     event: Event | None = None,
     plan: GrowthPlan | None = None,
     batches: Iterable[Any] | None = None,
-    ema: Sequence[nn.Module] = (),
+    ema: nn.Module | Sequence[nn.Module] = (),
 ) -> Refinement:
     """Move a model's neurons apart, in place; works on any module, grown or not.
 
@@ -135,7 +136,8 @@ def refine(
         event: The growth event that this follows; needed for ``neurons="new"`` unless there is a plan.
         plan: The plan of that event; needed for ``neurons="new_and_parents"``.
         batches: Model inputs for re-estimating batch norms.
-        ema: Averaged copies of the model, whose weights move by as much and whose norms are re-estimated alike.
+        ema: An averaged copy of the model, or several; their weights move by as much, and their norms are re-estimated
+            alike.
 
     Returns:
         What it did.
@@ -165,14 +167,15 @@ def refine(
     if not layers:
         notes = (*notes, "no convolution or linear layer has two neurons of its own that could be compared")
     before = None if graph is None else _outputs(model, graph.example_inputs)
-    with followed(model, layers, ema):
+    copies = averaged_copies(model, ema)
+    with followed(model, layers, copies):
         changes = _move(layers, free, similarity)
     now = time.perf_counter()
     done = 0
     if norms and batches is not None:
-        batches = list(islice(batches, similarity.reestimate_norms)) if ema else batches
+        batches = list(islice(batches, similarity.reestimate_norms)) if copies else batches
         done = reestimate_norms(model, batches, similarity.reestimate_norms)
-        for average in map(inner, ema):
+        for average in copies:
             reestimate_norms(average, batches, similarity.reestimate_norms)
     norm_seconds = time.perf_counter() - now
     moved = None

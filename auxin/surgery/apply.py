@@ -25,6 +25,7 @@ from auxin.graph.capture import (
     restore_buffers,
     unwrap,
 )
+from auxin.surgery.averages import averaged_copies
 from auxin.surgery.blocks import GROWN
 from auxin.surgery.configs import config_sizes, update_configs
 from auxin.surgery.deepen import check_deepen, deepen_model
@@ -43,7 +44,7 @@ def apply(
     graph: Graph,
     *,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    ema: Sequence[nn.Module] = (),
+    ema: nn.Module | Sequence[nn.Module] = (),
     batches: Iterable[Any] | None = None,
     allow_inexact: bool = False,
     carry_state: bool = True,
@@ -61,7 +62,7 @@ def apply(
         model: The model; parameters keep their identity and change their contents.
         graph: Its graph, kept up to date.
         optimizer: Its optimizer or optimizers; their state is carried entry by entry.
-        ema: Averaged copies of the model (``torch.optim.swa_utils.AveragedModel``), resized alike.
+        ema: An averaged copy of the model, or several (``torch.optim.swa_utils.AveragedModel``), resized alike.
         batches: Model inputs for calibrating inserted norms; the example inputs if None.
         allow_inexact: Whether to grow groups whose growth changes the function.
         carry_state: Whether the optimizer keeps its state; False starts all of it anew.
@@ -73,8 +74,8 @@ def apply(
 
     Raises:
         GrowthError: If the grown model does not run or computes something else; everything is restored.
-        ConfigError: If the plan makes no sense for this model, the optimizer is another one's, or the example inputs no
-            longer run.
+        ConfigError: If the plan makes no sense for this model, the optimizer or an averaged copy is another one's, or
+            the example inputs no longer run.
         FrozenError: If a group may not grow.
         TraceError: If the model has been sharded since it was traced.
     """
@@ -83,7 +84,7 @@ def apply(
     refuse_sharded(model)
     optimizers = as_list(optimizer)
     check_optimizers(model, optimizers)
-    copies = [unwrap(getattr(copy, "module", copy)) for copy in ema]
+    copies = averaged_copies(model, ema)
     generator = generator or torch.Generator().manual_seed(0)
     if not plan.operations:
         raise ConfigError("The plan has no operations; nothing would grow.")
