@@ -35,9 +35,11 @@ def regather(tensor: Tensor, indices: Mapping[int, Tensor], fill: float | Tensor
         fill: Value of new entries: a number, or a tensor of the new shape.
 
     Returns:
-        A new tensor; entries with a source are bit-equal to it.
+        A new tensor; entries with a source are bit-equal to it. A sparse one stays sparse, with fills of zero.
     """
-    result = tensor.to_dense() if tensor.is_sparse else tensor
+    if tensor.is_sparse:
+        return _regather_sparse(tensor.coalesce(), indices)
+    result = tensor
     new = torch.zeros((), dtype=torch.bool, device=tensor.device)
     for dim, index in indices.items():
         index = index.to(tensor.device)
@@ -47,6 +49,16 @@ def regather(tensor: Tensor, indices: Mapping[int, Tensor], fill: float | Tensor
         new = new | (index < 0).view(shape)
     values = fill.to(result) if isinstance(fill, Tensor) else torch.full_like(result, fill)
     return laid_out_like(torch.where(new, values, result), tensor)
+
+
+def _regather_sparse(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    """Return a sparse tensor rearranged; rows of an embedding's gradient that it lists stay listed, also zeros."""
+    first = tensor.sparse_dim()
+    if min(indices, default=first) < first:
+        return regather(tensor.to_dense(), indices).to_sparse(first)
+    values = regather(tensor.values(), {dim - first + 1: index for dim, index in indices.items()})
+    shape = (*tensor.shape[:first], *values.shape[1:])
+    return torch.sparse_coo_tensor(tensor.indices(), values, shape, is_coalesced=True, check_invariants=False)
 
 
 def laid_out_like(new: Tensor, old: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import auxin
 from auxin.errors import ConfigError
 from auxin.graph.capture import tensors_of
 from auxin.surgery import apply
+from auxin.surgery.optimizer import regather
 from auxin.types import Deepen, GrowthPlan, Widen
 from tests.cases import CASES, call, randomise
 from tests.surgery.test_properties import cut, kept
@@ -341,6 +342,30 @@ def test_sparse_adam_on_an_embedding() -> None:
     model(ids).square().mean().backward()
     for optimizer in pair:
         optimizer.step()
+
+
+def test_a_sparse_gradient_stays_sparse_and_lists_the_same_rows() -> None:
+    model, ids = nn.Sequential(nn.Embedding(9, 5, sparse=True), nn.Linear(5, 2)), torch.randint(9, (3, 4))
+    optimizer = torch.optim.SparseAdam(model[0].parameters(), lr=0.1)
+    table = model[0].weight
+    rows = torch.cat([torch.randn(1, 5), torch.zeros(1, 5)])
+    table.grad = torch.sparse_coo_tensor(torch.tensor([[7, 2]]), rows, (9, 5))
+    auxin.widen(model, "0", 2, graph=auxin.trace(model, ids), optimizer=optimizer)
+    assert table.grad.is_sparse and table.grad.shape == (9, 7)
+    assert table.grad.coalesce().indices().tolist() == [[2, 7]]
+    assert torch.equal(table.grad.coalesce().values(), nn.functional.pad(rows.flip(0), (0, 2)))
+    model(ids).square().mean().backward()  # adds up
+    optimizer.step()
+    assert table.grad.is_sparse and table.isfinite().all()
+
+
+def test_a_sparse_tensor_is_rearranged_along_any_dimension() -> None:
+    dense = torch.tensor([[0.0, 2.0], [0.0, 0.0], [5.0, 0.0]])
+    for dim, index in ((0, [2, -1, 0, 1]), (1, [1, -1])):
+        for sparse in (dense.to_sparse(1), dense.to_sparse(2)):
+            moved = regather(sparse, {dim: torch.tensor(index)})
+            assert moved.is_sparse and moved.sparse_dim() == sparse.sparse_dim()
+            assert torch.equal(moved.to_dense(), regather(dense, {dim: torch.tensor(index)}))
 
 
 def test_groups_keep_order_members_and_hyperparameters() -> None:
