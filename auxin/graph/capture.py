@@ -145,7 +145,9 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _empty_caches(model: nn.Module) -> list[tuple[dict[Any, Tensor], dict[Any, Tensor]]]:
-    """Empty dictionaries of tensors that are called a cache: parameters have changed since, or will.
+    """Empty autocast's cache of weights, and dictionaries of tensors that are called a cache.
+
+    Parameters have changed since, or will.
 
     Returns:
         Those that were not empty, each with what it held.
@@ -157,6 +159,7 @@ def _empty_caches(model: nn.Module) -> list[tuple[dict[Any, Tensor], dict[Any, T
     kept = [(cache, dict(cache)) for cache in caches]
     for cache in caches:
         cache.clear()
+    torch.clear_autocast_cache()
     return kept
 
 

@@ -148,9 +148,11 @@ def depthwise(
         result: Tensor = func(x, weight, bias, stride, padding, dilation, groups)
         return result
     rest = (stride, padding, dilation, groups)
-    y: Tensor = _Linear.apply(
-        x, lambda x: func(x, weight, None, *rest), lambda g, shape=x.shape: TRANSPOSES[func](shape, weight, g, *rest)
-    )
+
+    def transpose(g: Tensor, shape: torch.Size = x.shape) -> Tensor:
+        return TRANSPOSES[func](shape, weight.to(g), g, *rest)  # autocast may have lowered the output
+
+    y: Tensor = _Linear.apply(x, lambda x: func(x, weight.to(x), None, *rest), transpose)
     return y if bias is None else y + bias.view(-1, *[1] * (weight.ndim - 2))
 
 

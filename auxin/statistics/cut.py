@@ -91,13 +91,17 @@ class Cut(TorchFunctionMode):
         stored = x.detach()
         y = func(*[x if i == x_at else arg for i, arg in enumerate(args)], **kwargs)
         y = _Gate.apply(y if y.requires_grad else y.requires_grad_(), self.switch)
+        device = x.device.type
+        enabled, lower = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
         def linear(weight: Tensor) -> Tensor:
             given = list(args)
             given[x_at], given[weight_at] = stored, weight
             if bias_at is not None and len(given) > bias_at and given[bias_at] is not None:
                 given[bias_at] = torch.zeros_like(given[bias_at])
-            result: Tensor = func(*given, **kwargs)
+            # The region of autocast around the call has ended by now. It would keep casts of the weights until then.
+            with torch.autocast(device, lower, enabled=enabled, cache_enabled=False):
+                result: Tensor = func(*given, **kwargs)
             return result
 
         self.calls.append(Call(name, linear, x, y, groups))

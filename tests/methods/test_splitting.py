@@ -289,6 +289,46 @@ def test_splitting_measures_a_bfloat16_model_in_float32_and_protects_its_buffers
     assert model.trunk[0].weight.shape[0] == 7
 
 
+class Mixed(nn.Module):
+    """A forward with its own region of autocast."""
+
+    def __init__(self, model, enabled):
+        super().__init__()
+        self.model, self.enabled = model, enabled
+
+    def forward(self, *x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled):
+            return self.model(*x)
+
+
+@pytest.mark.parametrize("name", ["plain", "depthwise", "fused_attention"])
+def test_under_autocast_in_the_forward_the_matrices_are_those_without_but_for_rounding(name):
+    model = randomise(CASES[name].build())
+    batch = tuple(torch.randn(16, *x.shape[1:], generator=generator(5)) for x in CASES[name].inputs())
+    found = []
+    for enabled in (False, True):
+        mixed = Mixed(model, enabled)
+        graph = auxin.trace(mixed, batch)
+        matrices = matrices_of(mixed, graph, batch, [group.name for group in graph.growable()])
+        with measuring(mixed):
+            found.append({group: matrices.dense(group) for group in matrices.units})
+    assert found[0].keys() == found[1].keys() and found[0]
+    for group, exact in found[0].items():
+        assert found[1][group].dtype == torch.float32
+        assert float((found[1][group] - exact).norm() / exact.norm()) < 0.05
+
+
+def test_a_plan_is_proposed_under_autocast_in_the_forward():
+    torch.manual_seed(0)
+    mixed = Mixed(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), True)
+    x = torch.randn(16, 6)
+    event = auxin.widen(
+        mixed, "model.2", 2, graph=auxin.trace(mixed, x), method="splitting", loader=[(x, torch.randint(3, (16,)))],
+        loss_fn=lambda output, target: F.cross_entropy(output.float(), target),
+    )  # fmt: skip
+    assert event.changes[0].after == 10 and not any("random" in note for note in event.notes)
+
+
 def test_averaged_weights_are_split_around_their_own_values():
     model, example, batch = case("plain")
     averaged = torch.optim.swa_utils.AveragedModel(model)

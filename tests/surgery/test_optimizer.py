@@ -481,6 +481,24 @@ def test_accumulating_gradients_across_a_growth_event_works() -> None:
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_growth_within_a_region_of_autocast_sees_the_weights_of_now() -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)),
+        torch.randn(16, 6),
+    )
+    optimizer, graph = torch.optim.AdamW(model.parameters(), lr=0.1), auxin.trace(model, x)
+    with torch.autocast("cpu", torch.bfloat16):  # keeps casts of the weights until it ends
+        model(x).square().mean().backward()
+        optimizer.step()
+        for group, method in (("0", "random"), ("2", "net2net")):
+            auxin.widen(model, group, 2, graph=graph, optimizer=optimizer, method=method)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+
+
 def test_a_parameter_without_gradient_stays_so() -> None:
     model, inputs = build()
     for key, parameter in model.named_parameters():
