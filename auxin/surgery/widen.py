@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -158,7 +159,8 @@ def resize_axis(tensor: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, l
         if given is None:
             continue
         given = lift.apply(given.to(result), slot.parameter, skip=dim)
-        given = _own_entries(given, axis, leaf, slot, op, new, lift)
+        alive = slot.role == "producer" and not of_copies
+        given = _own_entries(given, axis, leaf, slot, op, new, lift, alive)
         wanted = [len(new) if d == dim else n for d, n in enumerate(tensor.shape)]
         if list(given.shape) != wanted:
             raise ConfigError(
@@ -191,11 +193,13 @@ def _offset(result: Tensor, dim: int, given: Tensor, copied: Tensor, kept: Tenso
     return result.index_add(dim, new.to(result.device), given, alpha=-1)
 
 
-def _own_entries(given: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, new: Tensor, lift: Lift) -> Tensor:
+def _own_entries(
+    given: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, new: Tensor, lift: Lift, alive: bool
+) -> Tensor:
     """Bring new entries to an axis of which another factor has grown since the plan was made (groups times channels).
 
     New indices that meet a copied unit of the other factor copy its entry, at its scale; those that meet a fresh one
-    are zero.
+    are zero, or as for one of the old.
 
     Args:
         given: New entries along the axis as it was when the plan was made.
@@ -205,6 +209,7 @@ def _own_entries(given: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, n
         op: The widening.
         new: Indices of the new entries now.
         lift: Earlier changes of the same plan.
+        alive: Whether those that meet a fresh unit are not zero: with nothing in and nothing out it would never learn.
 
     Returns:
         New entries along the axis as it is now.
@@ -221,6 +226,9 @@ def _own_entries(given: Tensor, axis: Axis, leaf: Atom, slot: Slot, op: Widen, n
     index = [-1 if old < 0 else numbers.setdefault((u, old), len(numbers)) for u, old in pairs]
     if len(numbers) != given.shape[slot.dim]:
         return given
+    if alive:
+        choices = {u: cycle([n for (of, _), n in numbers.items() if of == u]) for u in unit}
+        index = [next(choices[u]) if n < 0 else n for u, n in zip(unit, index, strict=True)]
     shape = [1] * given.ndim
     shape[slot.dim] = -1
     factor = lift.scale[slot.parameter, slot.dim][twin]

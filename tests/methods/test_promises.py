@@ -151,3 +151,34 @@ def test_the_constraint_works_without_growth_on_a_users_own_model():
         ends.append(float(auxin.similarity.loss(trained)))
     assert ends[1] < 0.8 * ends[0]
     assert generic_loss(trained(x)).isfinite()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("flipped", [False, True])
+def test_units_that_are_new_in_both_factors_of_an_axis_learn(way, flipped):
+    """A channel of a new group that is itself new has no weights of either growth, and would be dead for ever."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    (x, _), optimizer = images(32, 3, 6), torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    y = torch.arange(32) % 4
+    graph = auxin.trace(model, x[:2])
+    names = [group.name for group in graph.growable()]
+    assert "0[groups]" in names and len(names) == 3
+    units = Allocated({name: 2 for name in (reversed(names) if flipped else names)})
+    plan = WAYS[way].propose(
+        model, graph, units, generator=torch.Generator().manual_seed(1), batches=[(x, y)] * 3,
+        loss_fn=functional.cross_entropy,
+    )  # fmt: skip
+    auxin.surgery.apply(plan, model, graph, optimizer=optimizer)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.ndim > 1}
+    for _ in range(10):
+        train_step(model, optimizer, x, y)
+    still = {
+        n: (p == before[n]).flatten(1).all(1).nonzero().flatten().tolist()
+        for n, p in model.named_parameters()
+        if n in before
+    }
+    assert not any(still.values()), still
