@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
         _show_plan(chosen, plan, jobs, threads, console)
         return 0
     missing = [] if options.table_only else [run for run in once(chosen) if run.state != "done"]
+    _make_folders([tables, *(path.parent for run in missing for path in (run.folder.path, run.kept) if path)])
     _keep(plan)
     try:
         failed = run_all(missing, jobs=jobs, threads=threads, console=console, finished=lambda run: _keep([run]))
@@ -121,6 +122,17 @@ def _share(jobs: int, cores: int) -> tuple[int, int]:
     if jobs > cores:
         raise ConfigError(f"--jobs {jobs} is more than the {cores} cores there are: give at most {cores}.")
     return jobs, cores // jobs
+
+
+def _make_folders(paths: Iterable[Path]) -> None:
+    """Make folders now, since one that cannot be made would be found out when a run has ended."""
+    for path in paths:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"The folder {path} cannot be made ({error.strerror}): give --out and --results other folders."
+            ) from error
 
 
 def _keep(runs: Sequence[Run]) -> None:

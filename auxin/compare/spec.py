@@ -157,6 +157,7 @@ def _rows(document: Mapping[str, Any], recipe: list[str], suffix: str, path: Pat
             _require_no_seed(layers, where)
             label = ", ".join(filter(None, place)).replace(", +", " +")
             require(bool(slug(label)), f"{where}: the label {label!r} needs a letter or digit.")
+            require(label.splitlines() == [label], f"{where}: the label {label!r} does not fit on one line.")
             config = _config(layers, parser, f'{path}, row "{label}"')
             baseline, same_as = entry.get("baseline", document.get("baseline")), entry.get("same_as")
             require(isinstance(baseline, str | None), f"{where}: baseline is {baseline!r}: give the label of a row.")
@@ -285,8 +286,9 @@ def _check_distinct(rows: list[Row], path: Path) -> None:
     slugs: dict[str, str] = {}
     configs: dict[str, Row] = {}
     for row in rows:
-        other = slugs.setdefault(row.slug, row.label)
-        require(other is row.label, f'{path}: the rows "{other}" and "{row.label}" would share a folder: relabel one.')
+        other = slugs.get(row.slug)
+        require(other is None, f'{path}: the rows "{other}" and "{row.label}" would share a folder: relabel one.')
+        slugs[row.slug] = row.label
         text = json.dumps(row.config.to_dict() | {"name": ""}, sort_keys=True)
         same = configs.setdefault(text, row)
         shared = row.same_as is not None and row.same_as == same.same_as

@@ -100,6 +100,22 @@ def test_the_command_reports_failures_with_exit_code_1_and_skips_what_is_done(
     assert Path("results/methods/table.md").read_text() == before
 
 
+@pytest.mark.parametrize("option", ["--results", "--out"])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_trains(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, place: str
+) -> None:
+    monkeypatch.setattr(runner, "command", quick_command)
+    Path("file").touch()
+    words = ["compare", str(write(seeds=[3])), option, place]
+    for more in ([], ["--table-only"]):
+        assert main([*words, *more]) == 2
+        printed = capsys.readouterr()
+        assert f"auxin: The folder {place}/methods cannot be made (Not a directory)" in printed.err
+        assert printed.err.count("\n") == 1 and "started" not in printed.out
+    assert not list(Path().rglob("log.txt"))
+
+
 def start(words: list[str], errors: Path) -> multiprocessing.process.BaseProcess:
     def target() -> None:
         sys.stderr = open(errors, "w", buffering=1)  # noqa: SIM115

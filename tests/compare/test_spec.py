@@ -111,6 +111,12 @@ MISTAKES = {
     "unknown metric": ({"metrics": ["tset"]}, "did you mean 'test'"),
     "bad seeds": ({"seeds": [1, 1]}, "different whole numbers"),
     "same folder": ({"rows": [{"label": "A b"}, {"label": "a-B", "config": {"train.epochs": 3}}]}, "share a folder"),
+    "same label": (
+        {"rows": [{"label": "B"}, {"label": "B", "config": {"train.epochs": 3}}]},
+        'the rows "B" and "B" would share a folder',
+    ),
+    "label of two lines": ({"rows": [{"label": "A\nB"}]}, "row 1: the label 'A\\nB' does not fit on one line"),
+    "label that ends a line": ({"rows": [{"label": "A\n"}]}, "does not fit on one line"),
     "same run": ({"rows": [{"label": "A"}, {"label": "B"}]}, "one and the same run"),
     "published for nobody": ({"published": {"Rando": {"test": 1}}}, "did you mean 'Random'"),
     "published many times": (
