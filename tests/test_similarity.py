@@ -572,6 +572,11 @@ def test_a_refinement_that_lacks_something_says_what():
     with pytest.raises(ConfigError, match="batches="):
         Similarity(neurons="all", reestimate_norms=2).refine(model)
     with pytest.raises(ConfigError, match=r"'nowhere'; there are: 0, 4"):
+        ({"lr": math.inf}, "lr is inf: give a finite number"),
+        ({"lr": math.nan}, "lr is nan: give a finite number"),
+        ({"mean_similarity": math.inf}, "mean_similarity is inf: give a finite number"),
+        ({"weight_change": math.inf}, "weight_change is inf: give a finite number"),
+        ({"weight_change": math.nan}, "weight_change is nan: give a finite number"),
         Similarity(neurons="all", layers=("nowhere",)).refine(model, graph=graph)
     grower = auxin.Grower(model, None, IMAGES[:2], budget=auxin.count(1), refine=Similarity(reestimate_norms=2))
     with pytest.raises(ConfigError, match="loader"):
@@ -612,6 +617,18 @@ def test_averaged_copies_move_as_far_as_the_model(method, neurons):
         grower.grow(loader=LOADER)
         grown[name] = parts
     for part, inside in ((1, "module."), (2, "")):
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_were_not_finite_before_are_not_blamed_on_the_step(value):
+    model = mlp()
+    with torch.no_grad():
+        model[2].weight[3, 1] = value
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match="The weights of 2 were not finite before") as caught:
+        refine(model, Similarity(neurons="all"))
+    assert "lower it" not in str(caught.value) and "\n" not in str(caught.value)
+    assert all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in model.state_dict().items())
+
+
         for layer, old in (("0", 4), ("4", 5)):
             name = f"{layer}.weight"
             delta = grown["refined"][0].get_parameter(name) - grown["not"][0].get_parameter(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -78,9 +79,9 @@ class Similarity:
             object.__setattr__(self, name, float(getattr(self, name)))
         whole = type(self.iterations) is int and self.iterations >= 0
         _require(whole, f"similarity.iterations is {self.iterations}: give a whole number, 0 or more.")
-        _require(self.lr >= 0, f"similarity.lr is {self.lr}: give 0 or more.")
-        _require(self.mean_similarity >= 0, f"similarity.mean_similarity is {self.mean_similarity}: give 0 or more.")
-        _require(self.weight_change >= 0, f"similarity.weight_change is {self.weight_change}: give 0 or more.")
+        for name in ("lr", "mean_similarity", "weight_change"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"similarity.{name} is {value}: give a finite number, 0 or more.")
         _require(
             self.mean_similarity > 0 or self.weight_change > 0,
             "similarity has both terms turned off: set mean_similarity or weight_change above 0.",
@@ -143,8 +144,8 @@ def refine(
         What it did.
 
     Raises:
-        ConfigError: If neurons are to be told apart without graph and event, norms re-estimated without batches, or the
-            step is so large that weights are no longer finite; the model is then as it was.
+        ConfigError: If neurons are to be told apart without graph and event, norms re-estimated without batches,
+            weights are not finite, or the step is so large that they no longer are; the model is then as it was.
 
     Example:
         >>> import torch, auxin
@@ -213,6 +214,12 @@ def _move(layers: Sequence[Layer], free: Sequence[Tensor], similarity: Similarit
         end = descend(start, mask, similarity)
         measured, counts = _measure(start, end, mask)
         if not bool(torch.isfinite(end).all() & torch.isfinite(measured).all()):
+            for i in indices:
+                _require(
+                    bool(torch.isfinite(layers[i].weight).all()),
+                    f"The weights of {layers[i].name} were not finite before the similarity refinement, which leaves "
+                    "the model as it was: go back to a checkpoint in which they are.",
+                )
             raise ConfigError(
                 f"A similarity.lr of {similarity.lr:g} makes weights infinite and the model is as it was: lower it, "
                 "or turn literal off."
