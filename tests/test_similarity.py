@@ -272,9 +272,10 @@ def looped_descent(weight, how, iterations):
         Similarity(neurons="all", lr=0.05),
         Similarity(neurons="all", lr=0.5, relative=False),
         Similarity(neurons="all", lr=0.05, mean_similarity=0.7, weight_change=0.3),
+        Similarity(neurons="all", lr=0.05, weight_change=0.001),
         Similarity(neurons="all", lr=0.01, relative=False, weight_change=0.3, literal=True),
     ],
-    ids=["relative", "plain", "both", "literal"],
+    ids=["relative", "plain", "both", "short second steps", "literal"],
 )
 def test_the_batched_loop_equals_one_layer_at_a_time(how):
     model = nn.Sequential(nn.Linear(7, 7), nn.Linear(7, 7), nn.Linear(7, 5), nn.Linear(5, 2)).double()
@@ -310,6 +311,29 @@ def test_each_term_does_its_own_part():
     assert second == before and still == 0  # alone, the sound second term starts at its minimum
     _, _, shrunk = run(mean_similarity=False, weight_change=0.1, literal=True)
     assert shrunk > 0  # by the letter it moves the weights for no reason
+
+
+def test_the_factor_of_the_second_term_decides_how_near_the_sum_stays():
+    drifts = []
+    for factor in (0, 1e-4, 1e-3, 1):
+        model = mlp()
+        before = model[0].weight.sum().item()
+        refine(model, Similarity(neurons="all", lr=0.1, weight_change=factor))
+        drifts.append(abs(model[0].weight.sum().item() - before))
+    assert all(nearer < 0.98 * further for further, nearer in itertools.pairwise(drifts))
+
+
+def test_neurons_without_weights_do_not_lengthen_the_steps_of_the_others():
+    model = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 2)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(normal(9, 6))
+        model[0].weight[[2, 5, 7]] = 0
+    alive = [0, 1, 3, 4, 6, 8]
+    how = Similarity(neurons="all", lr=0.05)
+    expected = looped_descent(model[0].weight[alive], how, how.iterations)
+    refine(model, how)
+    assert torch.allclose(model[0].weight[alive], expected, rtol=1e-10, atol=1e-12)
+    assert not model[0].weight[[2, 5, 7]].any()
 
 
 @pytest.mark.parametrize("settings", [{"lr": 0.0}, {"iterations": 0}])
@@ -518,6 +542,7 @@ def test_re_estimated_norms_hold_the_statistics_of_the_batches_and_nothing_else_
     [
         ([1, 2], torch.zeros(1), 1),
         ([1, 2, 3], (torch.zeros(1), torch.zeros(1)), (1, 2)),
+        ((1, 2, 3), [torch.zeros(1), torch.zeros(1)], (1, 2)),
         ({"x": 1, "labels": 2}, {"x": torch.zeros(1)}, {"x": 1}),
         (5, torch.zeros(1), 5),
     ],
@@ -547,6 +572,11 @@ def test_settings_reach_the_run_configuration_and_come_back():
         ({"iterations": -1}, "0 or more"),
         ({"iterations": 1.5}, "whole number"),
         ({"lr": -0.1}, "0 or more"),
+        ({"lr": math.inf}, "lr is inf: give a finite number"),
+        ({"lr": math.nan}, "lr is nan: give a finite number"),
+        ({"mean_similarity": math.inf}, "mean_similarity is inf: give a finite number"),
+        ({"weight_change": math.inf}, "weight_change is inf: give a finite number"),
+        ({"weight_change": math.nan}, "weight_change is nan: give a finite number"),
         ({"mean_similarity": -1}, "0 or more"),
         ({"weight_change": -1}, "0 or more"),
         ({"mean_similarity": False}, "both terms"),
@@ -572,11 +602,6 @@ def test_a_refinement_that_lacks_something_says_what():
     with pytest.raises(ConfigError, match="batches="):
         Similarity(neurons="all", reestimate_norms=2).refine(model)
     with pytest.raises(ConfigError, match=r"'nowhere'; there are: 0, 4"):
-        ({"lr": math.inf}, "lr is inf: give a finite number"),
-        ({"lr": math.nan}, "lr is nan: give a finite number"),
-        ({"mean_similarity": math.inf}, "mean_similarity is inf: give a finite number"),
-        ({"weight_change": math.inf}, "weight_change is inf: give a finite number"),
-        ({"weight_change": math.nan}, "weight_change is nan: give a finite number"),
         Similarity(neurons="all", layers=("nowhere",)).refine(model, graph=graph)
     grower = auxin.Grower(model, None, IMAGES[:2], budget=auxin.count(1), refine=Similarity(reestimate_norms=2))
     with pytest.raises(ConfigError, match="loader"):
@@ -590,6 +615,18 @@ def test_a_step_that_makes_weights_infinite_leaves_the_model_as_it_was():
     with pytest.raises(ConfigError, match="lower it"):
         refine(model, Similarity(neurons="all", lr=1e30))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_were_not_finite_before_are_not_blamed_on_the_step(value):
+    model = mlp()
+    with torch.no_grad():
+        model[2].weight[3, 1] = value
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match="The weights of 2 were not finite before") as caught:
+        refine(model, Similarity(neurons="all"))
+    assert "lower it" not in str(caught.value) and "\n" not in str(caught.value)
+    assert all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in model.state_dict().items())
 
 
 # -------------------------------------------------------------------------------------------------- averaged copies
@@ -617,18 +654,6 @@ def test_averaged_copies_move_as_far_as_the_model(method, neurons):
         grower.grow(loader=LOADER)
         grown[name] = parts
     for part, inside in ((1, "module."), (2, "")):
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_were_not_finite_before_are_not_blamed_on_the_step(value):
-    model = mlp()
-    with torch.no_grad():
-        model[2].weight[3, 1] = value
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ConfigError, match="The weights of 2 were not finite before") as caught:
-        refine(model, Similarity(neurons="all"))
-    assert "lower it" not in str(caught.value) and "\n" not in str(caught.value)
-    assert all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in model.state_dict().items())
-
-
         for layer, old in (("0", 4), ("4", 5)):
             name = f"{layer}.weight"
             delta = grown["refined"][0].get_parameter(name) - grown["not"][0].get_parameter(name)

@@ -105,8 +105,9 @@ def test_only_takes_labels_slugs_and_words_of_an_axis(write: Write, tmp_path: Pa
     assert [run.name for run in choose(plan, ["Random, ratio=0.5"])] == ["random-ratio-0.5-s0"]
     assert [run.name for run in choose(plan, ["net2net-ratio-0.25"])] == ["net2net-ratio-0.25-s0"]
     assert [run.name for run in choose(plan, ["Random"])] == ["random-ratio-0.25-s0", "random-ratio-0.5-s0"]
-    with pytest.raises(ConfigError, match="--only Firefly means no row"):
-        choose(plan, ["Firefly"])
+    for word in ("Firefly", "Net", "ratio", "Random, ratio", "0.5"):
+        with pytest.raises(ConfigError, match=f"--only {word} means no row"):
+            choose(plan, [word])
 
 
 def test_a_row_and_a_seed_are_one_run(write: Write, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from auxin.compare import Spec, gather, make_plan, make_tables, read_spec, write_tables
-from auxin.compare.statistics import paired, summary
-from auxin.compare.tables import Results
+from auxin.compare.statistics import Summary, paired, summary
+from auxin.compare.tables import Results, spread
 from auxin.training import Result
 from tests.compare.conftest import make_result
 
@@ -92,6 +92,12 @@ def test_cost_and_energy_show_where_a_run_has_them(spec: Spec) -> None:
     table = make_tables(spec, results)[0]
     assert dict(zip(table.columns, table.rows[1], strict=True))["training GFLOPs"] == "3.00"
     assert dict(zip(table.columns, table.rows[1], strict=True))["Wh"] == "12.50 ± 0.00"
+
+
+def test_only_a_spread_of_zero_is_left_out_of_counts() -> None:
+    assert spread(Summary(3, 1000.0, 1.0), 0, exact=True) == "1,000 ± 1"
+    assert spread(Summary(3, 1000.0, 1e-9), 0, exact=True) == "1,000"  # the rounding of a mean
+    assert spread(Summary(3, 1000.0, 0.0), 0) == "1,000 ± 0"
 
 
 def test_both_files_are_written_from_the_kept_results(spec: Spec, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_seed_and_epoch_decide_the_batches() -> None:
     assert resumed.epoch == 3
     assert not same(batches(Loader(data, batch_size=16, seed=4, cutout=4)), history[0])
     assert not same(history[0], history[1])
+    assert not same(batches(Loader(data, batch_size=16, seed=4, cutout=4)), history[1])
 
 
 def test_a_pass_that_stops_early_stays_in_its_epoch() -> None:
