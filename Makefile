@@ -27,8 +27,9 @@ $(VENV)/dev-installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[app,dev]"
 	touch $@ $(VENV)/app-installed
 
-# Every table of every README again, from experiments/*/results.
+# Every table of every README, and every one beside results, again from experiments/*/results.
 tables: $(VENV)/app-installed
+	$(BIN)/python experiments/tables.py
 	$(BIN)/python experiments/readme.py README.md experiments/sakai2024/README.md experiments/equal_flops/README.md experiments/methods/README.md
 	$(BIN)/python experiments/sakai2024/pictures.py
 	$(BIN)/python experiments/sakai2024/duplicates.py
