@@ -19,7 +19,7 @@ _USAGE = "auxin resume RUN [--data SOURCE] [--any.field VALUE ...]"
 _DESCRIPTION = """Go on with a run from its last checkpoint; after Ctrl-C, a crash or kill -9.
 
 With train.deterministic the final weights are bit-equal to those of a run that was never interrupted. Settings given
-here replace those of the run from now on; the model's stay as they are.
+here replace those of the run from now on; the model and the split of the images stay as they are.
 
 examples:
   auxin resume runs/vgg16-1

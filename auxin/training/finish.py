@@ -12,6 +12,7 @@ from auxin.training import checkpoint as checkpoints
 from auxin.training.begun import config_of
 from auxin.training.config import RunConfig, ScheduleConfig, TargetConfig
 from auxin.training.folder import RunFolder
+from auxin.training.images import require_same_images
 from auxin.training.ladder import Rung, rungs
 from auxin.training.lock import alone_in
 from auxin.training.result import Result
@@ -46,6 +47,7 @@ def finish(
 
     Raises:
         ConfigError: If a setting is out of range, or a rung was finished with others.
+        DataError: If the images are not those of the run.
     """
     results: list[Result] = []
     found = rungs(folder.ladder)
@@ -59,6 +61,8 @@ def finish(
         with alone_in(place.path):
             trainer = Trainer(config, place, data=data, console=console)
             data = trainer.data
+            images = checkpoints.load(rung.path).run.get("images")
+            require_same_images(images, trainer.image_facts, data.description.get("source", "These"))
             trainer.progress.label = f"rung {rung.name} ({index + 1}/{len(found)}) "
             results.append(trainer.fit())
     return results

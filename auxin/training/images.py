@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,9 +13,22 @@ from torch import Tensor
 
 from auxin.data import ImageData, Loader, load
 from auxin.data.splits import hold_out
-from auxin.errors import DataError
+from auxin.errors import ConfigError, DataError
 from auxin.models import MODELS
 from auxin.training.config import DataConfig, RunConfig
+
+_SAMPLE = 2**17
+"""About how many values of each part the checksum reads."""
+
+_COMPARED = {
+    "classes": "classes",
+    "shape": "shape",
+    "sizes": "numbers of train, val and test images",
+    "mean": "channel means",
+    "std": "channel deviations",
+    "content": "checksums of the train, val and test images",
+}
+"""Facts that tell one image set from another, with what a sentence calls them."""
 
 
 def load_images(config: DataConfig) -> ImageData:
@@ -98,22 +112,50 @@ def with_shapes(config: RunConfig, data: ImageData) -> RunConfig:
     return replace(config, model=replace(config.model, kwargs=kwargs))
 
 
-def require_same_images(facts: Mapping[str, Any] | None, data: ImageData) -> None:
-    """Refuse images of other classes or of another shape than a run began with.
+def require_same_split(saved: Mapping[str, Any], config: DataConfig) -> None:
+    """Refuse settings that would split the images anew, so that a run tests on what it has learnt.
 
     Args:
-        facts: What ``image_facts`` said of the run's images; None where nothing is known.
-        data: The images that are there now.
+        saved: ``DataConfig`` of the run as plain data.
+        config: What it is to go on with.
+
+    Raises:
+        ConfigError: If one of them was changed.
+    """
+    for name in ("seed", "val_fraction"):
+        before, now = saved.get(name), getattr(config, name)
+        if before is not None and before != now:
+            raise ConfigError(
+                f"data.{name} is {now} and was {before} so far: another split would test a run on images "
+                "that it has learnt, so leave it as it was."
+            )
+
+
+def require_same_images(saved: Mapping[str, Any] | None, now: Mapping[str, Any], source: str) -> None:
+    """Refuse other images than a run began with, wherever they lie now.
+
+    Args:
+        saved: What ``image_facts`` said of the run's images; None where nothing is known, and a fact that an earlier
+            version did not keep may be absent.
+        now: What it says of the images that are there.
+        source: Where these come from.
 
     Raises:
         DataError: If they are others.
     """
-    for what, now in (("classes", list(data.classes)), ("shape", list(data.train_images.shape[1:]))):
-        if facts is not None and what in facts and list(facts[what]) != now:
+    for what, words in _COMPARED.items():
+        if not saved or what not in saved:
+            continue
+        ours, theirs = _rounded(now[what]), _rounded(saved[what])
+        if ours != theirs:
             raise DataError(
-                f"{data.description.get('source', 'These')} are not the images of this run: their {what} are "
-                f"{_some(now)}, those of the run {_some(facts[what])}; say with --data where the run's own are."
+                f"{source} are not the images of this run: their {words} are {_some(ours)}, "
+                f"those of the run {_some(theirs)}; say with --data where the run's own are."
             )
+
+
+def _rounded(values: Sequence[Any]) -> list[Any]:
+    return [round(value, 6) if isinstance(value, float) else value for value in values]
 
 
 def _some(values: Sequence[Any]) -> str:
@@ -127,11 +169,25 @@ def image_facts(data: ImageData) -> dict[str, Any]:
         data: The image set.
 
     Returns:
-        ``shape`` (C, H, W), ``mean`` and ``std`` of each channel after division by 255, and ``classes``.
+        ``shape`` (C, H, W), ``mean`` and ``std`` of each channel after division by 255, ``classes``, and the numbers
+        (``sizes``) and checksums (``content``) of the train, val and test images.
     """
+    parts = [data.part(split) for split in ("train", "val", "test")]
     return {
         "shape": list(data.train_images.shape[1:]),
         "mean": list(data.mean),
         "std": list(data.std),
         "classes": list(data.classes),
+        "sizes": [len(labels) for _, labels in parts],
+        "content": [_checksum(images, labels) for images, labels in parts],
     }
+
+
+def _checksum(images: Tensor, labels: Tensor) -> str:
+    """Return a checksum of all labels and of values spread evenly over all images."""
+    values = images.reshape(-1)
+    # Odd: an even step would meet few columns of the usual sizes.
+    sample = values[:: values.numel() // _SAMPLE | 1]
+    digest = hashlib.sha256(labels.to("cpu", torch.int64).numpy().tobytes())
+    digest.update(sample.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

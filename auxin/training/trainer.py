@@ -38,6 +38,7 @@ from auxin.training.images import (
     load_images,
     make_loader,
     require_same_images,
+    require_same_split,
     scoring_samples,
     with_shapes,
 )
@@ -78,6 +79,7 @@ class Trainer:
         train_loader: Augmented batches.
         val_loader: Batches of the validation images.
         grower: What grows the model, or None.
+        image_facts: What a checkpoint says of the images.
         epochs_done: Epochs trained so far.
         seconds: Time trained so far.
         account: FLOPs and electricity so far.
@@ -117,10 +119,13 @@ class Trainer:
         precision = precision_of(config.train, saved.config["train"]["precision"] if saved else None)
         config = replace(config, train=replace(config.train, precision=precision))
         self.fabric = Fabric(accelerator=config.train.device, devices=1, precision=precision)
+        if saved:
+            require_same_split(saved.config["data"], config.data)
         if data is None:
             data = load_images(config.data)
+        self.image_facts = image_facts(data)
         if saved:
-            require_same_images(saved.run.get("images"), data)
+            require_same_images(saved.run.get("images"), self.image_facts, data.description.get("source", "These"))
         self.data = data.to(self.fabric.device)
         self.config = config = with_shapes(config, self.data) if model is None else config
         self.epochs_done = saved.epoch + 1 if saved else 0
@@ -366,7 +371,7 @@ class Trainer:
                 metrics=dict(metrics),
                 seconds=self.seconds,
                 run={
-                    "images": image_facts(self.data),
+                    "images": self.image_facts,
                     "inherited": len(self._inherited.events),
                     "best": self._ladder.best,
                     "stop": self._stop,

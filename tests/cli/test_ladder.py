@@ -7,7 +7,7 @@ import pytest
 
 from auxin.cli import main
 from auxin.data import ImageData, load
-from auxin.errors import ConfigError
+from auxin.errors import ConfigError, DataError
 from auxin.training import Result, RunFolder, load_model, rungs
 from auxin.training.finish import finish, finishing_config
 from auxin.training.metrics import read_rows
@@ -176,6 +176,15 @@ def test_a_finish_of_another_length_is_refused(finished: Path, data: ImageData) 
         finish(RunFolder(finished), 3, console=QUIET, data=data)
     with pytest.raises(ConfigError, match="remove"):
         finish(RunFolder(finished), 2, 0.3, console=QUIET, data=data)
+
+
+def test_a_finish_on_other_images_is_refused(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("finished"))
+    with pytest.raises(
+        DataError, match=r"digits are not the images of this run: their channel means are 0\.\d+, those"
+    ):
+        finish(RunFolder(run), 1, console=QUIET, data=load("digits", seed=1))
+    assert not list((run / "finished").rglob("checkpoints"))
 
 
 def test_a_damaged_rung_spoils_no_other(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

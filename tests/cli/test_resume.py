@@ -3,15 +3,20 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from auxin.cli import main
-from auxin.training import Result, lock
+from auxin.training import Result, RunConfig, Trainer, lock
+from auxin.training import checkpoint as checkpoints
 from auxin.training.lock import alone_in
+from tests.training.test_trainer import QUIET
 
 
 @pytest.fixture
@@ -122,6 +127,66 @@ def test_other_images_are_refused(begun: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["resume", "run", "--data", "pets"]) == 2
     error = capsys.readouterr().err
     assert "are not the images of this run: their classes are cat, dog, those of the run 0, 1, 2, 3, 4, ..." in error
+
+
+@pytest.mark.parametrize("setting", [("seed", 1, 0), ("val_fraction", 0.3, 0.1)])
+def test_another_split_is_refused(
+    begun: Path, capsys: pytest.CaptureFixture[str], setting: tuple[str, float, float]
+) -> None:
+    name, now, before = setting
+    assert main(["resume", "run", f"--data.{name}", str(now)]) == 2
+    assert f"auxin: data.{name} is {now} and was {before} so far: another split" in capsys.readouterr().err
+    assert main(["resume", "run", f"--data.{name}", str(before)]) == 0
+
+
+def draw(folder: Path, seed: int, number: int = 15) -> None:
+    """Fill a folder with so many images of each of two classes."""
+    pixels = torch.Generator().manual_seed(seed)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for index in range(number):
+            image = torch.randint(0, 256, (8, 8), generator=pixels, dtype=torch.uint8)
+            Image.fromarray(image.numpy()).save(folder / name / f"{index:02d}.png")
+
+
+@pytest.fixture
+def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run on images of a folder that was killed while its test images were evaluated."""
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "pets", 0)
+    parts = {"data": {"source": "pets"}, "train": {"epochs": 1, "precision": "32-true", "threads": 1}}
+    Trainer(RunConfig.from_dict({"model": {"name": "small_cnn"}, **parts}), tmp_path / "run", console=QUIET).fit()
+    (tmp_path / "run" / "result.json").unlink()
+    return tmp_path / "run"
+
+
+def test_images_that_have_moved_are_taken(pets: Path, tmp_path: Path) -> None:
+    (tmp_path / "pets").rename(tmp_path / "moved")
+    for path in (tmp_path / "moved").rglob("*.png"):
+        os.utime(path, (1, 1))
+    assert main(["resume", "run", "--data", "moved"]) == 0
+
+
+@pytest.mark.parametrize("images", [{"seed": 1}, {"seed": 0, "number": 16}])
+def test_other_images_of_the_same_classes_are_refused(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], images: dict[str, int]
+) -> None:
+    draw(tmp_path / "others", **images)
+    assert main(["resume", "run", "--data", "others"]) == 2
+    assert "auxin: others are not the images of this run: their " in capsys.readouterr().err
+
+
+def test_one_other_image_is_refused_and_an_earlier_checkpoint_has_no_checksum(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "pets" / "cat" / "03.png"
+    Image.fromarray(np.asarray(Image.open(image)).T).save(image)
+    assert main(["resume", "run"]) == 2
+    assert "pets are not the images of this run: their checksums of the train, val and test" in capsys.readouterr().err
+    saved = checkpoints.load(pets / "checkpoints" / "last.json")
+    known = {name: value for name, value in saved.run["images"].items() if name in ("classes", "shape")}
+    checkpoints.save(replace(saved, run={**saved.run, "images": known}), pets / "checkpoints" / "last.json")
+    assert main(["resume", "run"]) == 0
 
 
 def test_a_page_is_kept_where_the_images_that_were_asked_for_are_not_there(
