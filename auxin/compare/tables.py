@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from auxin.compare.formats import Table, latex, markdown
 from auxin.compare.metrics import METRICS, Metric, of_phase
@@ -216,13 +217,19 @@ def _notes(spec: Spec, results: Results) -> list[str]:
     origins = sorted({str(run.data.get("origin") or run.data.get("source", "unknown")) for run in runs})
     remarks = sorted({str(note) for run in runs for note in run.data.get("notes", [])})
     notes.append(f"Images: {'; '.join(origins)}. {' '.join(remarks)}".rstrip())
-    places = sorted({_place(run) for run in runs})
-    commits = sorted({run.commit[:9] + (" (changed)" if run.dirty else "") for run in runs})
+    made = [one for run in runs for one in _sessions(run)]
+    places = sorted({_place(one) for one in made})
+    commits = sorted({one["commit"][:9] + (" (changed)" if one["dirty"] else "") for one in made})
     notes.append(f"Made on: {'; '.join(places)}. Commit: {', '.join(commits)}.")
     return notes
 
 
-def _place(run: Result) -> str:
-    machine, gpus = run.hardware, ", ".join(run.hardware.get("gpus", []))
+def _sessions(run: Result) -> list[dict[str, Any]]:
+    last = {"commit": run.commit, "dirty": run.dirty, "hardware": run.hardware, "versions": run.versions}
+    return run.sessions or [last]
+
+
+def _place(session: Mapping[str, Any]) -> str:
+    machine, gpus = session["hardware"], ", ".join(session["hardware"].get("gpus", []))
     device = gpus or f"{machine.get('processor', 'unknown')}, threads: {machine.get('threads', '?')}"
-    return f"{device}, torch {run.versions.get('torch', 'unknown')}"
+    return f"{device}, torch {session['versions'].get('torch', 'unknown')}"

@@ -31,6 +31,29 @@ def config_of(folder: RunFolder, settings: Sequence[str] = ()) -> RunConfig:
     return load_config(["--config", yaml.safe_dump(found), *settings])
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the settings that a resume changed.
+
+    Args:
+        before: A configuration as plain data; a setting that it lacks is newer and no change.
+        now: The same, later.
+
+    Returns:
+        Such as ``{"optimizer.lr": [0.1, 0.05]}``: name → before and after.
+
+    Example:
+        >>> changes({"name": "a", "train": {"epochs": 3}}, {"name": "a", "train": {"epochs": 5, "seed": 0}})
+        {'train.epochs': [3, 5]}
+    """
+    found = {}
+    for part, values in now.items():
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            old = before.get(part, {}).get(name, value)
+            if old != value:
+                found[f"{part}.{name}"] = [old, value]
+    return found
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read a run's ``config.yaml``.
 

@@ -49,7 +49,8 @@ class Checkpoint:
         schedule: State of the learning rate.
         metrics: Metrics of that epoch, the size of the model included.
         seconds: Time trained so far.
-        run: What the Trainer adds: the images' normalisation, the best epoch of this size, why growth ended, the costs.
+        run: What the Trainer adds: facts of the images, the best epoch of this size, why growth ended, the costs, and
+            on which commit and machine it was trained each time it was resumed.
     """
 
     config: dict[str, Any]

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ def commit() -> dict[str, Any]:
     code = (":(top)", ":(top,exclude,glob)**/results/**")
     status = _git(source.parent, "status", "--porcelain", "--untracked-files=all", "--", *code)
     return {"commit": _git(source.parent, "rev-parse", "HEAD") or "unknown", "dirty": bool(status)}
+
+
+def session(from_epoch: int, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what trains a run from now on, as JSON data.
+
+    Args:
+        from_epoch: The first epoch of this session, counted from 1.
+        changed: Settings that differ from those of the session before → before and after.
+
+    Returns:
+        ``from_epoch``, ``commit``, ``dirty``, ``hardware``, ``versions``, and ``changed`` where there is something.
+    """
+    made = {"from_epoch": from_epoch, **commit(), "hardware": hardware(), "versions": versions()}
+    return {**made, "changed": dict(changed)} if changed else made
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -67,6 +67,8 @@ class Result:
         decisions: Every decision to grow or not, with its reason.
         cost: FLOPs of the whole run by kind: training, validation, scoring, surgery.
         energy: Electricity of the whole run: kwh, source (measured or modelled), note; None without a meter.
+        sessions: Of a run that was resumed, each time it was trained, as ``provenance.session`` gives it; the last one
+            is that of ``commit``, ``hardware`` and ``versions``. Empty, and not in the file, for other runs.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Result:
     decisions: list[dict[str, Any]] = field(default_factory=list)
     cost: dict[str, int] = field(default_factory=dict)
     energy: dict[str, Any] | None = None
+    sessions: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write the result as JSON, atomically.
@@ -91,7 +94,10 @@ class Result:
         Args:
             path: The file.
         """
-        write_atomically(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        values = asdict(self)
+        if not self.sessions:
+            del values["sessions"]
+        write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
     @classmethod
     def read(cls, path: Path) -> Result:

@@ -25,6 +25,7 @@ from auxin.training import checkpoint as checkpoints
 from auxin.training import decisions as decision_log
 from auxin.training import target as targets
 from auxin.training.account import Account
+from auxin.training.begun import changes
 from auxin.training.checkpoint import Checkpoint, Stage
 from auxin.training.config import RunConfig
 from auxin.training.cost import num_flops, num_parameters
@@ -48,7 +49,7 @@ from auxin.training.metrics import MetricsLog, read_rows
 from auxin.training.optimizer import make_optimizer, restore, state_of
 from auxin.training.precision import advice, precision_of
 from auxin.training.progress import EpochProgress
-from auxin.training.provenance import commit, hardware, versions
+from auxin.training.provenance import session
 from auxin.training.reproducible import prepare, reproducible, seed_stage
 from auxin.training.result import Result, phases_of, widths_by_phase, without_structure
 from auxin.training.schedules import Plateau, make_schedule
@@ -157,7 +158,10 @@ class Trainer:
             self.account.ledger,
             lambda number: scoring_samples(self.data, number, config.data.seed),
         )
-        self._commit = commit()  # now: the checkout may move on while the run lasts
+        changed = changes(saved.config, config.to_dict()) if saved else None
+        # Now: the checkout may move on while the run lasts.
+        self._session = session(self.epochs_done + 1, changed)
+        self._sessions = [*(saved.run.get("sessions", []) if saved else []), self._session]
         self._restart_epoch = 0
         self._plateau = Plateau(config.schedule.factor, config.schedule.patience, config.schedule.floor)
         self._saved = saved
@@ -376,6 +380,7 @@ class Trainer:
                     "best": self._ladder.best,
                     "stop": self._stop,
                     "spent": self.account.to_dict(),
+                    "sessions": self._sessions,
                 },
             ),
             self.folder.last,
@@ -392,10 +397,11 @@ class Trainer:
         result = Result(
             name=self.config.name,
             config=replace(self.config, growth=written_out(self.config.growth)).to_dict(),
-            **self._commit,
+            commit=self._session["commit"],
+            dirty=self._session["dirty"],
             seed=self.config.train.seed,
-            hardware=hardware(),
-            versions=versions(),
+            hardware=self._session["hardware"],
+            versions=self._session["versions"],
             data=dict(self.data.description),
             phases=phases_of(found, self.events, self._test),
             events=[without_structure(event) for event in self.events],
@@ -404,6 +410,7 @@ class Trainer:
             decisions=self.decisions,
             cost=self.account.ledger.to_dict(),
             energy=self.account.stop(),
+            sessions=self._sessions if self._saved else [],
         )
         result.save(self.folder.result)
         return result

@@ -46,6 +46,16 @@ def test_mean_std_and_n_beside_the_published_value(spec: Spec) -> None:
     assert "Processor, threads: 1, torch 2.13.0. Commit: 012345678." in notes
 
 
+def test_every_session_of_a_resumed_run_is_named(spec: Spec) -> None:
+    results = results_of(spec)
+    run = results["Random"][0]
+    other = {"commit": "fedcba9876543210", "dirty": True, "hardware": {"gpus": ["H200"]}, "versions": run.versions}
+    last = {name: getattr(run, name) for name in other}
+    results["Random"][0] = replace(run, sessions=[{"from_epoch": 1, **other}, {"from_epoch": 3, **last}])
+    notes = " ".join(make_tables(spec, results)[0].notes)
+    assert "H200, torch 2.13.0; Processor, threads: 1, torch 2.13.0. Commit: 012345678, fedcba987 (changed)." in notes
+
+
 def test_paired_differences_with_students_interval(spec: Spec) -> None:
     table = make_tables(spec, results_of(spec))[1]
     assert table.columns == ("row - baseline", "n", "test %", "seconds")

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from auxin.data import ImageData, Loader
 from auxin.errors import CheckpointError, ConfigError, TrainingError
 from auxin.models import build
-from auxin.training import Result, RunConfig, Trainer, load_model, rungs
+from auxin.training import Result, RunConfig, Trainer, load_model, provenance, rungs
 from auxin.training import checkpoint as checkpoints
 from auxin.training.begun import config_of
 from auxin.training.folder import RunFolder
@@ -155,6 +155,28 @@ def test_the_second_term_alone_leaves_a_run_bit_equal(tmp_path: Path, digits: Im
     refined = fit(tmp_path / "refined", digits, growth={"method": method, "similarity": second})
     assert len(refined.events) == 2
     assert_equal_weights(plain.model, refined.model)
+
+
+def test_a_result_tells_every_session_of_a_resumed_run(
+    tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_until(tmp_path / "cut", digits, 1)
+    monkeypatch.setattr(provenance, "commit", lambda: {"commit": "b" * 40, "dirty": True})
+    fit_until(tmp_path / "cut", digits, 2, optimizer={"lr": 0.02})
+    first = checkpoints.load(tmp_path / "cut" / "ladder" / "rung-00.json").run["sessions"]
+    assert [one["from_epoch"] for one in first] == [1, 2]
+    monkeypatch.setattr(provenance, "commit", lambda: {"commit": "c" * 40, "dirty": False})
+    fit(tmp_path / "cut", digits, optimizer={"lr": 0.02})
+    result = Result.read(tmp_path / "cut" / "result.json")
+    assert [one["from_epoch"] for one in result.sessions] == [1, 2, 4]
+    assert [one.get("changed") for one in result.sessions] == [None, {"optimizer.lr": [0.05, 0.02]}, None]
+    assert [one["commit"][0] for one in result.sessions[1:]] == ["b", "c"] and result.commit == "c" * 40
+    assert result.sessions[-1]["hardware"] == result.hardware and result.sessions[0]["versions"] == result.versions
+
+
+def test_a_result_of_one_session_lists_none(tmp_path: Path, digits: ImageData) -> None:
+    fit(tmp_path, digits, train={"epochs": 1})
+    assert "sessions" not in json.loads((tmp_path / "result.json").read_text())
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, digits: ImageData) -> None:
