@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,31 +123,40 @@ class Result:
             ) from error
 
 
-def phases_of(found: Sequence[Rung], events: Sequence[Event], test: Callable[[Path], float | None]) -> list[Phase]:
+def phases_of(
+    found: Sequence[Rung],
+    events: Sequence[Event],
+    rows: Sequence[Mapping[str, Any]],
+    test: Callable[[Path], float | None],
+) -> list[Phase]:
     """Return the phases of a run from its ladder.
 
     Args:
         found: The rungs, each size's last epoch first and then its best one where that is kept.
         events: All growth events of the run.
+        rows: Metrics of each epoch: they know when a phase began even where the rung before it is missing.
         test: From a checkpoint's manifest to its test accuracy.
 
     Returns:
         One entry per size that has a rung.
     """
     best = {rung.number: rung for rung in found if rung.best}
+    times = {row["epoch"]: row.get("seconds") for row in rows}
     phases: list[Phase] = []
     seconds = 0.0
     for rung in (rung for rung in found if not rung.best):
         top = best.get(rung.number)
+        first_epoch = (events[rung.number - 1].epoch or 0) + 2 if rung.number else 1
+        before = times.get(first_epoch - 2)
         phases.append(
             Phase(
-                first_epoch=(events[rung.number - 1].epoch or 0) + 2 if rung.number else 1,
+                first_epoch=first_epoch,
                 last_epoch=rung.epoch + 1,
                 parameters=rung.parameters,
                 flops=rung.flops,
                 val_accuracy=rung.val_accuracy,
                 test_accuracy=test(rung.path),
-                seconds=rung.seconds - seconds,
+                seconds=rung.seconds - (seconds if before is None else before),
                 training_flops=rung.training_flops,
                 energy_kwh=rung.energy_kwh,
                 best_epoch=top.epoch + 1 if top else None,

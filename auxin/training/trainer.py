@@ -43,7 +43,7 @@ from auxin.training.images import (
     scoring_samples,
     with_shapes,
 )
-from auxin.training.ladder import LadderWriter, build_base, load_model, restore_model, rungs
+from auxin.training.ladder import LadderWriter, build_base, load_model, restore_model, rung_path, rungs
 from auxin.training.loop import evaluate, train_epoch
 from auxin.training.metrics import MetricsLog, read_rows
 from auxin.training.optimizer import make_optimizer, restore, state_of
@@ -394,6 +394,9 @@ class Trainer:
         whole = rungs(self.folder.ladder, best=True, damaged=self._report_damage)
         found = [rung for rung in whole if rung.number <= len(self.events)]
         sizes = [rung.number for rung in found if not rung.best]
+        numbers = range(len(self.events) + 1)
+        if missing := [str(n) for n in numbers if not rung_path(self.folder.ladder, n).exists()]:
+            self._say(f"Sizes are left out. {self.folder.ladder} has no rung {', '.join(missing)}.")
         result = Result(
             name=self.config.name,
             config=replace(self.config, growth=written_out(self.config.growth)).to_dict(),
@@ -403,7 +406,7 @@ class Trainer:
             hardware=self._session["hardware"],
             versions=self._session["versions"],
             data=dict(self.data.description),
-            phases=phases_of(found, self.events, self._test),
+            phases=phases_of(found, self.events, read_rows(self.folder.metrics), self._test),
             events=[without_structure(event) for event in self.events],
             widths={name: [widths[n] for n in sizes] for name, widths in widths_by_phase(self.events).items()},
             seconds=self.seconds,
@@ -416,7 +419,10 @@ class Trainer:
         return result
 
     def _report_damage(self, error: CheckpointError) -> None:
-        self._console.print(f"A rung is left out. {error}", markup=False, highlight=False)
+        self._say(f"A rung is left out. {error}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False)
 
     def _test(self, manifest: Path) -> float | None:
         if len(self.data.test_labels) == 0:

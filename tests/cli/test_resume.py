@@ -119,6 +119,19 @@ def test_a_damaged_rung_is_left_out_of_a_run_that_ends_and_every_number_stays_wi
     assert shown == {phase.parameters: phase.test_accuracy for phase in whole.phases[1:]}
 
 
+def test_missing_rungs_are_said_and_the_time_of_a_size_is_its_own(
+    begun: Path, grown_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Result.read(grown_run / "result.json")
+    for path in (begun / "ladder").glob("rung-0[01]*"):
+        path.unlink()
+    assert main(["resume", "run"]) == 0
+    assert "Sizes are left out. run/ladder has no rung 0, 1.\n" in capsys.readouterr().out
+    (phase,) = Result.read(begun / "result.json").phases
+    assert (phase.first_epoch, phase.seconds) == (3, pytest.approx(whole.phases[2].seconds))
+    assert phase.seconds < 0.9 * whole.seconds
+
+
 def test_other_images_are_refused(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
