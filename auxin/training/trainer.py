@@ -147,7 +147,8 @@ class Trainer:
         self.train_loader = make_loader(config, self.data, "train")
         self.val_loader = make_loader(config, self.data, "val")
         self._example = next(iter(self.val_loader))[0][:1].clone()
-        require_fit(self.forward, self.model, self._example, self.data.num_classes)
+        size = min(config.train.batch_size, len(self.data.train_labels))
+        require_fit(self.forward, self.model, self._example, self.data.num_classes, size)
         growth = targets.with_target(config.growth, config.target)
         self.grower = make_grower(
             growth,

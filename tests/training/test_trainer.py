@@ -452,6 +452,26 @@ class Odd(nn.Module):
         return {"tuple": (logits, logits), "flat": logits[:, 0]}.get(self.kind, logits)
 
 
+def normed(size: int) -> nn.Module:
+    """A batch norm over size × size values of each image's channels."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(size * size, 10))
+
+
+def test_batches_of_one_image_are_refused_before_a_batch_norm_over_one_value(tmp_path: Path, digits: ImageData) -> None:
+    few = replace(digits, train_images=digits.train_images[:4], train_labels=digits.train_labels[:4])
+    config = make_config(train={"epochs": 1, "batch_size": 1}, growth={"method": None})
+    with pytest.raises(ConfigError, match="batch_size of 1 cannot train the batch norm 1 over one value"):
+        Trainer(config, tmp_path / "no", data=few, model=normed(1), console=QUIET)
+    assert not (tmp_path / "no").exists()
+    frozen = normed(1)
+    frozen[1].eval()
+    frozen.train = lambda mode=True: frozen  # type: ignore[method-assign]
+    for name, model in {"frozen": frozen, "many": normed(2)}.items():
+        assert Trainer(config, tmp_path / name, data=few, model=model, console=QUIET).fit().phases
+    config = make_config(train={"epochs": 1, "batch_size": 3}, growth={"method": None})
+    assert Trainer(config, tmp_path / "three", data=few, model=normed(1), console=QUIET).fit().phases
+
+
 @pytest.mark.parametrize("method", [None, "random"])
 @pytest.mark.parametrize(
     ("model", "sentence"),
