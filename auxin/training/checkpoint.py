@@ -225,6 +225,18 @@ def not_written(path: Path, error: OSError) -> str:
     return f"{path} could not be written ({error.strerror or error}): check its folder"
 
 
+def clean(manifest: Path) -> None:
+    """Remove what a save left that was killed at its very end, beside the checkpoint that it made.
+
+    Args:
+        manifest: Path of the JSON file.
+
+    Raises:
+        CheckpointError: If it is missing or damaged.
+    """
+    _clean(manifest, _read_manifest(manifest)["tensors"]["file"])
+
+
 def remove(manifest: Path) -> None:
     """Remove a checkpoint, the manifest first, so that a kill leaves no manifest without tensors.
 

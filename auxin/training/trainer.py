@@ -206,6 +206,8 @@ class Trainer:
             )
         self.folder.path.mkdir(parents=True, exist_ok=True)
         checkpoints.write_atomically(self.folder.config, self.config.to_yaml().encode())
+        if self._saved is not None:
+            checkpoints.clean(self.folder.last)
         if self._saved is not None and self._saved.config != self.config.to_dict():
             self._save(self._saved.stage, self._saved.metrics)  # a resume's settings hold from now on
         log = MetricsLog(self.folder.metrics, self.folder.tensorboard, self.epochs_done)

@@ -132,6 +132,15 @@ def test_missing_rungs_are_said_and_the_time_of_a_size_is_its_own(
     assert phase.seconds < 0.9 * whole.seconds
 
 
+def test_what_a_kill_after_the_last_save_left_is_removed(begun: Path) -> None:
+    (tensors,) = (begun / "checkpoints").glob("*.safetensors")
+    for name in ("last-00001-0123abcd.safetensors", "last-00001-0123abcd.json.part", "mine.safetensors"):
+        (begun / "checkpoints" / name).write_bytes(b"")
+    assert main(["resume", "run"]) == 0
+    left = {path.name for path in (begun / "checkpoints").iterdir()}
+    assert left == {"last.json", tensors.name, "mine.safetensors"}
+
+
 def test_other_images_are_refused(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
