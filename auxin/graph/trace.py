@@ -17,7 +17,7 @@ from auxin.graph.capture import capture, clone_tensors, repeats, unwrap
 from auxin.graph.groups import Graph
 from auxin.graph.propagate import Propagator
 from auxin.graph.sites import find_sites
-from auxin.graph.values import INPUT, UNUSED, Attribute, Literal, Trace
+from auxin.graph.values import UNUSED, Attribute, Literal, Trace
 
 # Names under which modules keep sizes; and words that mean something else, though the number may be the same.
 SIZE_NAME = re.compile(
@@ -210,10 +210,8 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
     for literal in fixed:
         if (literal.where, literal.axis.size) in free or _is_written_out(literal.axis.size, literal.text):
             continue
-        if {leaf.frozen for leaf in literal.axis.atoms()} == {INPUT}:  # a batch of two beside two heads
-            continue
         for name in _attributes_in(modules[literal.module], literal.axis.size, literal.text):
-            if (literal.module, name) in linked:
+            if (literal.module, name) in linked and not _is_factor(name, literal.text):
                 why = f"the attribute {literal.module}.{name} also gives a size that cannot grow, at {literal.where}"
                 freeze(linked[literal.module, name][0], why)
     held = [resolve(a.axis) for a in found.attributes]
@@ -227,6 +225,11 @@ def _link_literals(model: nn.Module, found: Trace) -> None:
             freeze(
                 axis, f"{literal.where} passes its size, {axis.size}, as a number that no attribute of its module holds"
             )
+
+
+def _is_factor(name: str, text: str) -> bool:
+    """Return whether source code multiplies an attribute: it is no size by itself there (a batch of two, two heads)."""
+    return bool(re.search(rf"\*\s*self\.{name}\b|\bself\.{name}\s*\*", text))
 
 
 def _is_written_out(number: int, text: str) -> bool:
