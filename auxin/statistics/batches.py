@@ -162,10 +162,23 @@ def measuring(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_no_checkpointing())
         stack.enter_context(evaluation(model))
-        stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(_without_autocast(device))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.enable_grad())
         yield
+
+
+@contextmanager
+def _without_autocast(device: str) -> Iterator[None]:
+    """Compute in the tensors' own types, within regions of autocast that the forward opens too."""
+    region = torch.autocast
+    enter, leave = region.__enter__, region.__exit__
+    with torch.autocast(device, enabled=False):
+        region.__enter__, region.__exit__ = (lambda self: self), (lambda self, *error: None)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            region.__enter__, region.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -444,3 +444,29 @@ def test_scores_and_their_cost_do_not_depend_on_the_order_of_sets() -> None:
     ]
     assert all(run.returncode == 0 for run in runs), runs[0].stderr
     assert runs[0].stdout == runs[1].stdout and b"[" in runs[0].stdout
+
+
+class Lowered(nn.Module):
+    """Its forward computes in bfloat16, as wrappers for mixed precision make any forward do."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y: Tensor = self.body(x)
+        return y.float()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_forward_within_autocast_is_scored_in_full_precision(form: Any) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    data, enter = (torch.randn(12, 3, 6, 6), torch.arange(12) % 3), torch.autocast.__enter__
+    scores = [
+        expansion_score(model, F.cross_entropy, data, damping=0.1, form=form).value for model in (body, Lowered(body))
+    ]
+    assert scores[0] == scores[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.autocast.__enter__ is enter and body(data[0]).dtype == torch.bfloat16
