@@ -202,21 +202,11 @@ def test_importing_auxin_brings_in_no_application_and_little_else() -> None:
     code = (
         "import sys, torch; before = set(sys.modules)\n"
         "import auxin\n"
-        "print('\\n'.join(sorted({m.split('.')[0] for m in set(sys.modules) - before})))"
+        "print('\\n'.join(sorted(set(sys.modules) - before)))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
-    heavy = {"datasets", "PIL", "sklearn", "lightning_fabric", "rich", "jsonargparse", "tensorboard", "torchmetrics",
-             "pandas", "matplotlib", "captum", "jinja2", "transformers", "yaml", "pyarrow"}  # fmt: skip
-    assert not heavy & set(result.stdout.split())
-    import_time = "import time, torch; t = time.process_time(); import auxin; print(time.process_time() - t)"
-
-    def measure() -> float:
-        run = subprocess.run(
-            [sys.executable, "-c", import_time], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
-        )
-        return float(run.stdout)
-
-    # Processor time, and the best of a few, so that a busy machine does not decide.
-    assert min(measure() for _ in range(3)) < 0.3
+    brought = {name for name in result.stdout.split() if name.split(".")[0] not in ("auxin", *sys.stdlib_module_names)}
+    assert "auxin.grower" in result.stdout.split()
+    assert len(brought) < 5, brought  # what torch itself has not imported, such as a corner of torch.nn
