@@ -82,7 +82,7 @@ def _beyond_full_ranges(node: torch.fx.Node) -> list[torch.fx.Node]:
 def _cuts_one_end(node: torch.fx.Node) -> bool:
     if operator_name(node) != "slice":
         return False
-    source, dim, start, end = (*node.args, 0, None, None)[:4] if len(node.args) < 4 else node.args[:4]
+    source, dim, start, end = [*node.args, *(None, 0, None, None)[len(node.args) :]][:4]
     shape = source.meta["val"].shape  # type: ignore[union-attr]
     if not isinstance(dim, int) or dim % len(shape) < 2 or not all(isinstance(n, int | None) for n in (start, end)):
         return False

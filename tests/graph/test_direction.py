@@ -18,6 +18,13 @@ class Chomped(nn.Conv1d):
         return super().forward(x)[:, :, :-2]
 
 
+class Started(nn.Conv1d):
+    """As one who writes in the operator itself does, which leaves its end open."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.aten.slice.Tensor(super().forward(x), 2, 2)
+
+
 class Prepended(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(torch.cat([x.new_zeros(*x.shape[:2], 2), x], dim=-1))
@@ -65,6 +72,12 @@ def test_a_layer_put_into_a_causal_network_does_not_look_ahead(kind: str) -> Non
         optimizer.step()
     assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     assert seen_ahead(model) == 0
+
+
+def test_a_cut_at_the_start_counts_too() -> None:
+    model = nn.Sequential(Started(1, 4, 3, padding=2), nn.ReLU(), nn.Conv1d(4, 2, 1))
+    (site,) = auxin.trace(model, torch.randn(2, 1, 12)).sites
+    assert site.pointwise
 
 
 @pytest.mark.parametrize(
