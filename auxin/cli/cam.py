@@ -20,7 +20,7 @@ from auxin.cli.parser import CommandParser
 from auxin.cli.picture import picture_path
 from auxin.data import ImageData
 from auxin.errors import ConfigError
-from auxin.report import as_inputs, images_of, model_of
+from auxin.report import as_inputs, images_of, model_of, require_images_of
 from auxin.training.checkpoint import write_atomically
 
 _DESCRIPTION = """Draw Grad-CAM: the inputs, and one row per run with what it predicts and where it looks.
@@ -80,6 +80,8 @@ def run(arguments: Sequence[str]) -> int:
     _check(records, options.count, options.scores, options.data)
     models = [model_of(record, options.rung) for record in records]
     data = images_of(records[0], options.data)
+    for record in records[1:]:
+        require_images_of(record, data)
     numbers = choose(options.images, options.count, models, data)
     names = [record.name for record in records]
     labels = [str(record.folder.path) for record in records] if len(set(names)) < len(names) else names

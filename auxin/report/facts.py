@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from auxin.analysis.curves import RunRecord
@@ -108,10 +109,12 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
         found.append(("commit, hardware, versions, energy", "written when the run has reached its last epoch"))
         found.append(("data", str(config["data"]["source"])))
         return found
-    dirty = {True: ", with changes that are not committed", False: "", None: ""}[result.get("dirty")]
-    found.append(("commit", f"{result['commit']}{dirty}"))
-    found.append(("hardware", _hardware(result["hardware"])))
-    found.append(("versions", ", ".join(f"{name} {version}" for name, version in result["versions"].items())))
+    sessions = result.get("sessions") or [result]
+    if len(sessions) > 1:
+        found.append(("trained in", f"{len(sessions)} sessions, from epochs {', '.join(map(_began, sessions))}"))
+    found.append(("commit", _distinct(map(_commit, sessions))))
+    found.append(("hardware", _distinct(_hardware(one["hardware"]) for one in sessions)))
+    found.append(("versions", _distinct(_versions(one["versions"]) for one in sessions)))
     found.append(("data", _data(result["data"])))
     source = f" ({energy_source(record)})" if energy_source(record) else ""
     known = "not counted: --train.energy true counts it" if energy is None else short_energy(energy)
@@ -130,6 +133,23 @@ def _growth(name: str, first: float, last: float) -> tuple[str, str, str]:
 
 def _call(model: dict[str, Any]) -> str:
     return f"{model['name']}({', '.join(f'{key}={value}' for key, value in model['kwargs'].items())})"
+
+
+def _distinct(words: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(words))
+
+
+def _began(session: Mapping[str, Any]) -> str:
+    changed = ", ".join(f"{name} {now}" for name, (_, now) in session.get("changed", {}).items())
+    return f"{session['from_epoch']} ({changed})" if changed else str(session["from_epoch"])
+
+
+def _commit(session: Mapping[str, Any]) -> str:
+    return f"{session['commit']}, with changes that are not committed" if session.get("dirty") else session["commit"]
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _hardware(hardware: dict[str, Any]) -> str:

@@ -9,8 +9,9 @@ from torch import nn
 from auxin.analysis.curves import RunRecord
 from auxin.data import ImageData
 from auxin.errors import ConfigError, DataError
+from auxin.training import checkpoint as checkpoints
 from auxin.training.config import DataConfig
-from auxin.training.images import load_images
+from auxin.training.images import image_facts, load_images, require_same_images
 from auxin.training.ladder import load_model, rung_path
 
 
@@ -66,13 +67,29 @@ def images_of(record: RunRecord, source: str | None = None) -> ImageData:
         The images, split as in the run.
 
     Raises:
-        DataError: If they are not there.
+        DataError: If they are not there, or others are.
     """
     config = record.config["data"]
     name = source or config["source"]
     try:
-        return load_images(DataConfig(**{**config, "source": name}))
+        data = load_images(DataConfig(**{**config, "source": name}))
     except DataError as error:
         if source:
             raise
         raise DataError(f"The images of {record.name} are not at {name}: say with --data where they are.") from error
+    require_images_of(record, data)
+    return data
+
+
+def require_images_of(record: RunRecord, data: ImageData) -> None:
+    """Refuse images that are not those of a run.
+
+    Args:
+        record: The run; one of a version that kept no facts of its images is not refused.
+        data: The images.
+
+    Raises:
+        DataError: If they are others.
+    """
+    saved = checkpoints.load(final_rung(record)).run.get("images")
+    require_same_images(saved, image_facts(data), data.description.get("source", "These"), record.name)

@@ -23,7 +23,6 @@ from auxin.training.checkpoint import not_written, write_durably
 from auxin.training.folder import RunFolder
 from auxin.training.ladder import load_model
 from auxin.training.provenance import versions
-from auxin.training.result import Result
 from auxin.training.selection import Choice, facts_of
 
 WEIGHTS, PROGRAM, CARD, README = "model.safetensors", "model.pt2", "model.json", "README.md"
@@ -126,7 +125,6 @@ def export_program(model: nn.Module, images: Tensor) -> tuple[torch.export.Expor
 def _card(
     run: RunFolder, chosen: Choice, saved: checkpoints.Checkpoint, facts: dict[str, Any], any_batch: bool
 ) -> dict[str, Any]:
-    result = Result.read(run.result) if run.result.exists() else None
     return {
         "format": "auxin-export",
         "version": 1,
@@ -148,8 +146,8 @@ def _card(
             "run": run.path.name,
             "rung": chosen.name,
             "epoch": saved.epoch + 1,
-            "commit": result.commit if result else "unknown",
-            "dirty": result.dirty if result else None,
+            # One for each time that the run was begun or resumed, until this checkpoint.
+            "commits": [{name: one[name] for name in ("commit", "dirty")} for one in saved.run.get("sessions", [])],
             "config": saved.config,
         },
         "versions": versions(),

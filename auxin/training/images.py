@@ -131,7 +131,9 @@ def require_same_split(saved: Mapping[str, Any], config: DataConfig) -> None:
             )
 
 
-def require_same_images(saved: Mapping[str, Any] | None, now: Mapping[str, Any], source: str) -> None:
+def require_same_images(
+    saved: Mapping[str, Any] | None, now: Mapping[str, Any], source: str, run: str = "this run"
+) -> None:
     """Refuse other images than a run began with, wherever they lie now.
 
     Args:
@@ -139,6 +141,7 @@ def require_same_images(saved: Mapping[str, Any] | None, now: Mapping[str, Any],
             version did not keep may be absent.
         now: What it says of the images that are there.
         source: Where these come from.
+        run: What the sentence calls the run.
 
     Raises:
         DataError: If they are others.
@@ -149,7 +152,7 @@ def require_same_images(saved: Mapping[str, Any] | None, now: Mapping[str, Any],
         ours, theirs = _rounded(now[what]), _rounded(saved[what])
         if ours != theirs:
             raise DataError(
-                f"{source} are not the images of this run: their {words} are {_some(ours)}, "
+                f"{source} are not the images of {run}: their {words} are {_some(ours)}, "
                 f"those of the run {_some(theirs)}; say with --data where the run's own are."
             )
 

@@ -11,6 +11,7 @@ from auxin.cli.cam import choose, summary
 from auxin.data import load
 from auxin.report import as_inputs
 from auxin.training import load_model
+from tests.training.test_trainer import fit
 
 
 def test_a_grid_and_its_numbers(grown_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +42,20 @@ def test_two_runs_where_they_disagree(grown_run: Path, fixed_run: Path, tmp_path
         for run, rung in ((grown_run, 2), (fixed_run, 0))
     ]
     assert (guesses[0] != guesses[1]).all() and len(found["images"]) == 3
+
+
+def test_other_images_than_a_run_learnt_from_are_refused(
+    grown_run: Path, fixed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(fixed_run, tmp_path / "other")
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("val_fraction: 0.1", "val_fraction: 0.25"))
+    for command in (["cam", str(other)], ["report", str(other), "--data", "digits"]):
+        assert main(command) == 2
+        assert "digits are not the images of other: their numbers of train, val and test" in capsys.readouterr().err
+    fit(tmp_path / "another-1", load("digits", val_fraction=0.25), train={"epochs": 1})
+    assert main(["cam", str(grown_run), str(tmp_path / "another-1")]) == 2
+    assert "digits are not the images of another-1: their numbers" in capsys.readouterr().err
 
 
 def test_images_of_a_class(grown_run: Path) -> None:

@@ -89,6 +89,8 @@ def test_the_program_runs_without_auxin_at_the_accuracy_that_was_measured(
     assert card["classes"] == [str(digit) for digit in range(10)]
     assert card["input"]["shape"] == [None, 1, 8, 8]
     assert card["source"]["rung"] == "1"
+    made = Result.read(run / "result.json")
+    assert card["source"]["commits"] == [{"commit": made.commit, "dirty": made.dirty}]
     assert {path.name for path in exported.iterdir()} == {"model.pt2", "model.safetensors", "model.json", "README.md"}
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from auxin.analysis.curves import read_run
 from auxin.analysis.style import COLOURS
 from auxin.errors import ConfigError
 from auxin.report import LivePage, write_report
+from auxin.report.facts import facts
 from auxin.training import RunFolder, Trainer, load_config
 
 SECTIONS = ("headline", "growth", "learning", "ladder", "similarity", "events", "gradcam", "setup")
@@ -93,7 +95,7 @@ def test_a_net_that_never_grew_has_a_page_that_says_so(fixed_run: Path, tmp_path
 def test_missing_files_become_sentences(grown_run: Path, tmp_path: Path) -> None:
     run = copy(grown_run, tmp_path, "ladder", "checkpoints", "similarity.json")
     text = write_report(run).read_text()
-    assert "has no rung 0: it has no ladder" in section(text, "gradcam")
+    assert "has no checkpoints: copy its ladder" in section(text, "gradcam")
     assert "did not keep similarities" in section(text, "similarity")
     assert section(text, "growth").count("<svg") == 4
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("source: digits", "source: /no/where"))
@@ -172,3 +174,18 @@ def test_the_page_is_drawn_after_every_epoch_of_a_net_that_gets_layers(tmp_path:
     result = Trainer(config, tmp_path / "run", console=Console(quiet=True), on_epoch=draw).fit()
     assert len(result.events) == 2 and len(pages) >= 3
     assert "grown" in section(pages[-1], "growth")
+
+
+def test_the_facts_name_every_session_of_a_resumed_run(grown_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(grown_run, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    last = {name: result[name] for name in ("commit", "dirty", "hardware", "versions")}
+    first = {**last, "commit": "b" * 40, "dirty": True, "hardware": {**last["hardware"], "processor": "Another"}}
+    sessions = [{"from_epoch": 1, **first}, {"from_epoch": 3, **last, "changed": {"optimizer.lr": [0.05, 0.02]}}]
+    (run / "result.json").write_text(json.dumps({**result, "sessions": sessions}))
+    shown = dict(facts(read_run(run)))
+    assert shown["trained in"] == "2 sessions, from epochs 1, 3 (optimizer.lr 0.02)"
+    assert shown["commit"].startswith(f"{'b' * 40}, with changes that are not committed; {last['commit']}")
+    assert shown["hardware"].startswith("Another, ") and last["hardware"]["processor"] in shown["hardware"]
+    assert shown["versions"].count("torch ") == 1
+    assert "trained in" not in dict(facts(read_run(grown_run)))
