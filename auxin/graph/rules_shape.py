@@ -7,6 +7,7 @@ from typing import Any
 
 from auxin.graph.axes import Axis, MismatchError, factor_inner, product
 from auxin.graph.propagate import Propagator, rule
+from auxin.graph.rules import broadcast
 from auxin.graph.values import Value
 
 
@@ -219,6 +220,20 @@ def expand(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Value:
         axes.append(new)
         order.append(None)
     return x.with_axes(order, axes, x.layout if not missing else None)
+
+
+@rule("broadcast_tensors")
+def broadcast_tensors(p: Propagator, values: Sequence[Value]) -> tuple[Value, ...]:
+    """Stretch several tensors to one shape."""
+    shape = p.output_shape()
+    axes = broadcast(p, values, shape).axes
+    found = []
+    for value in values:
+        missing = len(shape) - len(value.axes)
+        kept = [d >= missing and value.axes[d - missing].size == size for d, size in enumerate(shape)]
+        order = [d - missing if keep else None for d, keep in enumerate(kept)]
+        found.append(value.with_axes(order, axes, value.layout if all(kept) else None))
+    return tuple(found)
 
 
 @rule("repeat", "tile")

@@ -222,6 +222,11 @@ def padded_channels(net: Net, x: Tensor) -> Tensor:
     return net.c(torch.tanh(torch.cat([x, zeros], 1) + net.b(torch.tanh(net.a(x)))))
 
 
+def stretched(net: Net, x: Tensor) -> Tensor:
+    h, scale, half = torch.broadcast_tensors(net.a(x).tanh(), net.scale, torch.full((1, 1), 0.5))
+    return net.b(h * scale + half * scale)
+
+
 def expanded(net: Net, x: Tensor) -> Tensor:
     token = net.token.expand(x.shape[0], 1, net.width)
     return net.b(torch.tanh(torch.cat([token, net.a(x)], 1)))
@@ -264,6 +269,10 @@ CREATED = (
         w("a0"),
         w("b0", "c0"),
         (5, 7),
+    ),
+    Case(
+        "stretched", lambda: Net(stretched, a=L(5, 7), b=L(7, 3), scale=torch.ones(7)), SEQUENCE,
+        (*w("a0"), ("scale", 0)), w("b0"), (7,),
     ),
     Case(
         "expanded", lambda: Net(expanded, a=L(5, 7), b=L(7, 3), token=torch.zeros(1, 1, 7), width=7), SEQUENCE,
