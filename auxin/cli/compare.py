@@ -14,7 +14,7 @@ from rich.table import Table
 
 from auxin.cli import Interrupted
 from auxin.cli.parser import CommandParser
-from auxin.compare import Run, choose, gather, make_plan, once, read_spec, run_all, write_tables
+from auxin.compare import Run, choose, gather, make_plan, once, read_spec, run_all, threads_of, write_tables
 from auxin.compare.board import duration
 from auxin.compare.estimate import estimate
 from auxin.errors import ConfigError
@@ -158,8 +158,9 @@ def _show_plan(chosen: Sequence[Run], plan: Sequence[Run], jobs: int, threads: i
     known = [seconds for seconds in left if seconds is not None]
     at_least = "at least " if len(known) < len(left) else "about "
     total = max(sum(known) / jobs, *known, 0.0)
+    each = " or ".join(map(str, sorted({threads_of(run.config, threads) for run in chosen})))
     console.print(
         f"{len(chosen) - len(left)} of {len(chosen)} runs are finished; the others take {at_least}{duration(total)} "
-        f"with --jobs {jobs} ({threads} threads each).",
+        f"with --jobs {jobs} ({each} {'thread' if each == '1' else 'threads'} each).",
         highlight=False,
     )

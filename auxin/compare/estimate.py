@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from auxin.compare.plan import Run
+from auxin.compare.plan import Run, threads_of
 from auxin.data import ImageData
 from auxin.errors import AuxinError
 from auxin.grower import Grower
@@ -53,7 +53,7 @@ def estimate(runs: Sequence[Run], plan: Sequence[Run], threads: int) -> dict[str
     Args:
         runs: The runs that are asked about.
         plan: The whole plan, so that finished runs of other rows can be learnt from.
-        threads: CPU threads of the probe.
+        threads: Cores that each run may have.
 
     Returns:
         Name of the run → estimate; one entry per unfinished run.
@@ -80,7 +80,7 @@ def estimate(runs: Sequence[Run], plan: Sequence[Run], threads: int) -> dict[str
         else:
             try:
                 if reference is None:
-                    reference = run, probe(run.config, threads), "a short probe"
+                    reference = run, probe(run.config, threads_of(run.config, threads)), "a short probe"
                 scale = training_work(run.config) / training_work(reference[0].config)
                 same = run.row.label == reference[0].row.label
                 whole = Estimate(reference[1] * scale, reference[2] + ("" if same else " x FLOPs"))

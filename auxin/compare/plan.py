@@ -102,6 +102,19 @@ def make_plan(spec: Spec, out: Path, results: Path | None = None) -> list[Run]:
     return runs
 
 
+def threads_of(config: RunConfig, share: int) -> int:
+    """Return the CPU threads of a run: its share of the cores, or ``train.threads`` if that is fewer.
+
+    Args:
+        config: The run.
+        share: Cores that it may have.
+
+    Returns:
+        At least 1.
+    """
+    return min(share, config.train.threads or share)
+
+
 def once(runs: Sequence[Run]) -> list[Run]:
     """Return each run once, where rows share it through ``same_as``.
 

@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from auxin.compare.board import Board
-from auxin.compare.plan import Run
+from auxin.compare.plan import Run, threads_of
 from auxin.training.checkpoint import write_durably
 
 _PATIENCE = 10.0
@@ -75,8 +75,8 @@ def _start(run: Run, threads: int) -> _Worker:
     if folder.config.exists():
         begun_with = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["train"].get("threads")
     else:
-        begun_with = run.config.train.threads
-        train = replace(run.config.train, threads=min(threads, begun_with or threads))
+        begun_with = threads_of(run.config, threads)
+        train = replace(run.config.train, threads=begun_with)
         draft = folder.config.with_suffix(".part")
         write_durably(draft, replace(run.config, train=train).to_yaml().encode())
         os.replace(draft, folder.config)

@@ -79,6 +79,11 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(
     assert "random-s0   missing  1 min 30 s  a short probe" in text
     assert "the others take about 1 min 30 s with --jobs 2 (2 threads each)." in text
     assert not (tmp_path / "runs").exists()
+    probed: list[int] = []
+    monkeypatch.setattr(estimates, "probe", lambda config, threads: probed.append(threads) or 90.0)
+    rows = [{"label": "One", "config": {"train.threads": 1}}]
+    assert main(["compare", str(write(rows=rows)), "--dry-run", "--cores", "4"]) == 0
+    assert probed == [1] and "with --jobs 1 (1 thread each)." in capsys.readouterr().out
     path = write(base={"data.source": "./nowhere"})
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
