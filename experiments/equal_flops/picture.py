@@ -19,7 +19,7 @@ from auxin.compare import gather, make_plan, read_spec
 
 HERE = Path(__file__).parent
 LINES = {
-    r"60 % .* to (\d+)": ("grown from eight, 56 to 60 % of the FLOPs", "green"),
+    r"60 % .* to (\d+)": ("grown from eight, 56 to 58 % of the FLOPs", "green"),
     r"Fixed (\d+)": ("fixed", "vermillion"),
 }
 
