@@ -14,7 +14,7 @@ from auxin.arguments import check_arguments
 from auxin.budgets import Allocated, Amount, parse_cap
 from auxin.errors import CheckpointError, ConfigError, GrowthError
 from auxin.graph import Graph, trace
-from auxin.graph.capture import unwrap
+from auxin.graph.capture import refuse_sharded, unwrap
 from auxin.graph.values import INPUT, OUTPUT
 from auxin.methods import find_method
 from auxin.methods.random import Random
@@ -180,6 +180,7 @@ class Grower:
         Raises:
             ConfigError: If there is no budget.
             GrowthError: If the model resists the growth of every group that there is.
+            TraceError: If the model has been sharded since the Grower was made.
         """
         if self.budget is None:
             raise ConfigError("The Grower has no budget; pass for example budget=auxin.ratio(0.35).")
@@ -245,6 +246,7 @@ class Grower:
 
     def _without_resisting(self, attempt: Callable[[], Event | None]) -> Event | None:
         """Return what an attempt to grow gives, where it fails after freezing the groups that the model resists."""
+        refuse_sharded(self.model)
         decided, save = len(self.decisions), getattr(self.trigger, "state_dict", None)
         state = save() if save else None
         self._freeze_resisting()  # a graph traced anew does not know them

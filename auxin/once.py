@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from auxin.budgets import Allocated
 from auxin.graph import Graph
-from auxin.graph.capture import unwrap
+from auxin.graph.capture import refuse_sharded, unwrap
 from auxin.methods import find_method
 from auxin.similarity import model_inputs
 from auxin.surgery import apply, check_widen
@@ -55,8 +55,10 @@ def widen(
         ConfigError: If there is no such group, or the optimizer or an averaged copy is another model's.
         FrozenError: If the group may not grow.
         GrowthError: If the grown model fails; everything is restored.
+        TraceError: If the model has been sharded since it was traced.
     """
     model = unwrap(model)
+    refuse_sharded(model)
     name = group.name if isinstance(group, WidthGroup) else group
     check_widen(graph, Widen(name, by), allow_inexact)
     plan = find_method(method).propose(
@@ -110,6 +112,7 @@ def deepen(
         ConfigError: If there is no such site, an option does not fit it, or the optimizer or an averaged copy is of
             another model.
         GrowthError: If the grown model fails; everything is restored.
+        TraceError: If the model has been sharded since it was traced.
     """
     name = site.name if isinstance(site, DepthSite) else site
     plan = GrowthPlan("identity", (Deepen(name, kernel_size, noise, copy, fresh, seed),), preserves=noise == 0)

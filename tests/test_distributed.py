@@ -80,11 +80,14 @@ def test_sharded_parameters_are_refused_with_what_to_do(tmp_path: Path) -> None:
         ):
             model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
             graph = auxin.trace(model, x)
+            grower = auxin.Grower(model, None, x, trigger=auxin.every(1), budget=auxin.count(1), method="net2net")
             sharded = shard(model)
             for refused in (
                 lambda sharded=sharded: auxin.trace(sharded, x),
                 lambda sharded=sharded: auxin.Grower(sharded, None, x),
                 lambda sharded=sharded, graph=graph: auxin.deepen(sharded, "1", graph=graph),
+                lambda sharded=sharded, graph=graph: auxin.widen(sharded, "0", 1, graph=graph),
+                lambda grower=grower: grower.step(0),
             ):
                 with pytest.raises(TraceError, match=r"sharded .* grow the model before it is sharded"):
                     refused()

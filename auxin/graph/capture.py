@@ -92,10 +92,11 @@ def refuse_sharded(model: nn.Module) -> None:
         model: The model.
 
     Raises:
-        TraceError: If a parameter is a DTensor, or a module is wrapped by either kind of FSDP.
+        TraceError: If a parameter is a DTensor, or a module is wrapped by either kind of FSDP or within such a one.
     """
     parts = [*model.modules(), *model.parameters()]
-    if any(kind.__name__ in SHARDED for part in parts for kind in type(part).__mro__):
+    inside = any(getattr(module, "_is_fsdp_managed_module", False) for module in model.modules())
+    if inside or any(kind.__name__ in SHARDED for part in parts for kind in type(part).__mro__):
         raise TraceError(
             "The model's parameters are sharded (FSDP or tensor parallelism), and a shard cannot grow: grow the model "
             "before it is sharded, or load its full state dict into a plain model, grow that and shard it anew."
