@@ -31,6 +31,7 @@ $(VENV)/dev-installed: $(BIN)/python pyproject.toml constraints.txt
 tables: $(VENV)/app-installed
 	$(BIN)/python experiments/tables.py
 	$(BIN)/python experiments/readme.py README.md experiments/sakai2024/README.md experiments/equal_flops/README.md experiments/methods/README.md
+	$(BIN)/python experiments/equal_flops/goal.py
 	$(BIN)/python experiments/equal_flops/picture.py
 	$(BIN)/python experiments/sakai2024/pictures.py
 	$(BIN)/python experiments/sakai2024/duplicates.py
