@@ -34,7 +34,7 @@ class ResNet9(nn.Module):
         in_channels: 3 for colour, 1 for grey images.
 
     Reference:
-        D. Page, How to Train Your ResNet 4: Architecture (2018). There: 94.08 % after 24 epochs.
+        D. Page, How to Train Your ResNet 4: Architecture (2018). There: 94 % after 24 epochs.
     """
 
     def __init__(self, num_classes: int = 10, width: int = 64, in_channels: int = 3) -> None:
