@@ -65,11 +65,11 @@ def representative(results: Results, rows: list[str], fixed: dict[int, Result]) 
     )
 
 
-def line(net: str, spec_name: str, baseline: str, results_folder: Path) -> tuple[str, ...]:
+def line(net: str, spec_name: str, baseline: str) -> tuple[str, ...]:
     """Return the cells of one net."""
     # Results name the place of their images, the specification a hub: that may differ.
     spec = replace(read_spec(HERE / spec_name), moved=True)
-    results = gather(make_plan(spec, HERE / "runs", results_folder))
+    results = gather(make_plan(spec, HERE / "runs", HERE / "results"))
     fixed = results[baseline]
     rows = [row.label for row in spec.rows if row.baseline == baseline and row.config.growth.method is not None]
     chosen = representative(results, rows, fixed)
@@ -96,7 +96,7 @@ def line(net: str, spec_name: str, baseline: str, results_folder: Path) -> tuple
     )
 
 
-def table(results: Path = HERE / "results") -> str:
+def table() -> str:
     """Return the table as Markdown, without a title."""
     columns = (
         "net",
@@ -109,7 +109,7 @@ def table(results: Path = HERE / "results") -> str:
         "difference",
         "on validation images",
     )
-    found = Table("", columns, tuple(line(*net, results) for net in NETS))
+    found = Table("", columns, tuple(line(*net) for net in NETS))
     return markdown([found]).partition("\n\n")[2]
 
 

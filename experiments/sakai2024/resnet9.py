@@ -1,4 +1,4 @@
-"""ResNet-9, a net with a well-known recipe for CIFAR-10: what do these images give to a net twenty times as large?"""
+"""ResNet-9, a net with a well-known recipe for CIFAR-10: what do these images give a larger net?"""
 
 from torch import Tensor, nn
 
