@@ -752,6 +752,30 @@ class Recurrent(nn.Module):
         return self.head(F.gelu(self.hidden(y)))
 
 
+class Thrown(nn.Module):
+    """Gated convolutions whose skips are the output: the last residual path is computed and thrown away (WaveNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Conv1d(3, 5, 1)
+        self.gates = nn.ModuleList(nn.Conv1d(5, 14, 3, padding=1) for _ in range(2))
+        self.paths = nn.ModuleList(nn.Conv1d(7, 5, 1) for _ in range(2))
+        self.skips = nn.ModuleList(nn.Conv1d(7, 6, 1) for _ in range(2))
+        self.unread = nn.Linear(6, 8)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, out = self.start(x), 0
+        for gate, path, skip in zip(self.gates, self.paths, self.skips, strict=True):
+            signal, opening = gate(x).chunk(2, 1)
+            inner = torch.tanh(signal) * torch.sigmoid(opening)
+            out = out + skip(inner)
+            x = x + path(inner)
+        pooled = F.relu(out).mean(-1)
+        self.unread(pooled)
+        return self.head(pooled)
+
+
 class NoRule(nn.Module):
     """A Fourier transform over the channels mixes them; an elementwise guess would be wrong."""
 
@@ -1226,6 +1250,22 @@ _ALL = (
         (("hidden.weight", 0), ("lstm.weight_ih_l0", 0), ("lstm.weight_hh_l0", 1), ("before.weight", 0)),
         (("before.weight", 1), ("head.weight", 0)),
         (5, 6, 10),
+    ),
+    Case(
+        "thrown_away",
+        Thrown,
+        noise((2, 3, 9)),
+        (
+            ("start.weight", 0),
+            ("paths.1.weight", 0),
+            ("paths.1.weight", 1),
+            ("gates.1.weight", 1),
+            ("unread.weight", 1),
+        ),
+        (("head.weight", 0), ("start.weight", 1), ("unread.weight", 0)),
+        (5, 6, 7),
+        shape_tied=(("gates.0.weight", 0),),
+        notes="what reads a layer whose result nobody reads has to fit all the same",
     ),
     Case(
         "no_rule",

@@ -12,7 +12,7 @@ import torch
 from auxin.errors import ConfigError
 from auxin.graph.axes import Atom, Axis, gather_index, is_frozen, size_with
 from auxin.graph.naming import GROWN
-from auxin.graph.values import UNUSED, RoleTag, Trace
+from auxin.graph.values import RoleTag, Trace
 from auxin.types import DepthSite, Role, Slot, WidthGroup
 
 PRIORITY: tuple[Role, ...] = ("consumer", "producer", "bias", "scale", "shift", "mean", "variance", "raw")
@@ -177,11 +177,6 @@ class Graph:
                 return site
         known = ", ".join(site.name for site in self.sites) or "none"
         raise ConfigError(f"There is no depth site {name!r}; the sites are: {known}.")
-
-    def unused(self) -> list[str]:
-        """Return the names of the parameters that the traced forward does not use, in the model's order."""
-        reasons = {name: {leaf.frozen for axis in axes for leaf in axis.atoms()} for name, axes in self.axes.items()}
-        return [name for name, found in reasons.items() if name in self.parameters and found == {UNUSED}]
 
     def positions(self, group: str, slot: Slot, unit: int) -> list[int]:
         """Return the indices along ``slot.dim`` that belong to one unit of a group."""

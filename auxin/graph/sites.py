@@ -50,7 +50,7 @@ def find_sites(
     places: dict[str, torch.fx.Node] = {}
     for node in graph.nodes:
         name = operator_name(node)
-        if name not in ACTIVATIONS or node in trace.outputs or _has_grown(trace, node):
+        if name not in ACTIVATIONS or node in trace.outputs or node.meta.get("dead") or _has_grown(trace, node):
             continue
         after = modules.get(node)
         before = node.args[0] if isinstance(node.args[0], torch.fx.Node) else None
@@ -71,6 +71,8 @@ def find_sites(
     if sees_one_side(trace, graph, pruning):
         sites = {host: (replace(site, pointwise=True), axis) for host, (site, axis) in sites.items()}
     for host, residual in find_residuals(trace, calls, bare, first).items():
+        if residual.output.meta.get("dead"):
+            continue
         known = sites.get(host) or _bare_site(trace, host, residual.output)
         if known is not None:
             sites[host] = replace(known[0], neutral=residual.neutral), known[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     model = unwrap(model)
     example_inputs = clone_tensors(example_inputs)
     module, bound, bare, first = capture(model, example_inputs)
-    _drop_dead(module.graph)
+    idle = _drop_dead(module.graph, bound)
     found = Trace(model)
     Propagator(found, bound).run(module.graph, module)
     used = {bound.get(str(node.target)) for node in module.graph.nodes if node.op == "placeholder" and node.users}
@@ -68,6 +69,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     _link_gpt_convs(model, axes, found)
     _link_literals(model, found)
     ordered = {name: axes[name] for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    _freeze_dead(ordered, idle)
     untrained = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if untrained == trainable:  # a model that is only looked at
         untrained = set()
@@ -103,15 +105,47 @@ def _pruning_masks(model: nn.Module) -> set[str]:
     }
 
 
-def _drop_dead(graph: torch.fx.Graph) -> None:
-    """Remove operators whose result nobody reads, such as attention weights that are thrown away."""
-    for node in graph.nodes:
+def _drop_dead(graph: torch.fx.Graph, bound: Mapping[str, str]) -> set[str]:
+    """Remove operators whose result nobody reads, such as attention weights that are thrown away.
+
+    Those stay that alone use a parameter (the last residual path of a WaveNet): the forward runs them, so that their
+    sizes have to follow what they read. Their nodes are marked as dead.
+
+    Args:
+        graph: The captured graph.
+        bound: The parameter or buffer behind each placeholder.
+
+    Returns:
+        The parameters and buffers that nothing else uses.
+    """
+    nodes = list(graph.nodes)
+    for node in nodes:
         for source in node.all_input_nodes:
             source.users.setdefault(node)  # torch.export forgets some beside a region of autocast
-    for node in reversed(list(graph.nodes)):
+    live: set[torch.fx.Node] = set()
+    for node in reversed(nodes):
         in_place = str(getattr(node.target, "_opname", "")).endswith("_")
-        if node.op == "call_function" and not node.users and not in_place:
+        if node.op == "output" or in_place or not live.isdisjoint(node.users):
+            live.add(node)
+    idle = {node for node in nodes if node.op == "placeholder" and str(node.target) in bound and node not in live}
+    kept = set(idle)
+    for node in nodes:
+        if not kept.isdisjoint(node.all_input_nodes):
+            kept.add(node)
+    for node in reversed(nodes):
+        if not kept.isdisjoint(node.users):
+            kept.add(node)
+        node.meta["dead"] = node not in live
+        if node.op == "call_function" and node not in live | kept:
             graph.erase_node(node)
+    return {bound[str(node.target)] for node in idle}
+
+
+def _freeze_dead(axes: Mapping[str, Sequence[Axis]], idle: Set[str]) -> None:
+    """Forbid growth of units that only parameters without an effect on the output have."""
+    live = {leaf for name, found in axes.items() if name not in idle for axis in found for leaf in axis.atoms()}
+    for leaf in {leaf for name in idle for axis in axes[name] for leaf in axis.atoms()} - live:
+        leaf.frozen = leaf.frozen or UNUSED
 
 
 def _unify_or_freeze(a: Axis, b: Axis, why: str) -> None:

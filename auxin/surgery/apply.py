@@ -296,9 +296,6 @@ def _explain(error: Exception, plan: GrowthPlan, current: str, graph: Graph) -> 
         "Derive the size from the tensor that has it (x.shape, -1), or keep it in an attribute of its own, such as "
         "self.head_dim."
     )
-    idle = graph.unused()
-    if idle and not isinstance(error, GrowthError):
-        advice += f" Or leave out {idle[0].rpartition('.')[0]} if nothing reads what it computes: it was not traced."
     return GrowthError(
         f"Growing {what} failed{where} ({reason}); model, optimizer and graph are as they were. {advice}",
         f"its growth fails{where} ({reason})",

@@ -297,19 +297,23 @@ def test_a_batch_of_two_does_not_hold_back_two_heads() -> None:
         assert "qkv[heads]" in [group.name for group in auxin.trace(Attention(), torch.randn(5, batch, 6)).growable()]
 
 
-def test_what_is_computed_and_thrown_away_is_named_where_growth_fails() -> None:
+def test_what_is_computed_and_thrown_away_follows_what_it_reads_and_does_not_grow_itself() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.idle, self.b = nn.Linear(5, 7), nn.Linear(7, 4), nn.Linear(7, 3)
+            self.a, self.b, self.never = nn.Linear(5, 7), nn.Linear(7, 3), nn.Linear(7, 2)
+            self.idle = nn.Sequential(nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 4))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             h = torch.relu(self.a(x))
             self.idle(h)
             return self.b(h)
 
-    model = Net()
-    graph = auxin.trace(model, torch.randn(2, 5))
-    assert graph.unused() == ["idle.weight", "idle.bias"]
-    with pytest.raises(auxin.AuxinError, match="Or leave out idle if nothing reads what it computes"):
-        auxin.widen(model, "a", 2, graph=graph)
+    model, inputs = Net(), torch.randn(2, 5)
+    graph, before = auxin.trace(model, inputs), model(inputs)
+    assert [group.name for group in graph.growable()] == [site.name for site in graph.sites] == ["a"]
+    reasons = {slot.parameter: str(group.frozen) for group in graph.groups for slot in group.slots}
+    assert all("does not use it" in reasons[name] for name in ("never.weight", "idle.0.bias", "idle.2.bias"))
+    auxin.widen(model, "a", 2, graph=graph)
+    assert model.idle[0].in_features == 9 and model.never.in_features == 7
+    assert torch.allclose(model(inputs), before, atol=1e-6)

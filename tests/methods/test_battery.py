@@ -44,8 +44,9 @@ def test_a_method_grows_every_group_of_the_zoo(method, name):
         if case.hard_coded and group.name == "conv":
             continue
         before = graph[group.name].size
-        moments = {s.parameter: s for s in group.slots}
-        old = {n: optimizer.state[p]["exp_avg"].clone() for n, p in model.named_parameters() if n in moments}
+        named = {slot.parameter for slot in group.slots}
+        trained = {n: optimizer.state[p] for n, p in model.named_parameters() if n in named and p in optimizer.state}
+        old = {name: state["exp_avg"].clone() for name, state in trained.items()}
         event = auxin.widen(
             model, group.name, 2, graph=graph, method=method, optimizer=optimizer, seed=1, **data(inputs)
         )
