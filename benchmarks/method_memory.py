@@ -6,7 +6,7 @@ Statistics: one product of the splitting matrices of all neurons of all groups w
 set-up included, against the median training step of the same process; by the clock and by the CPU time of the process,
 which other work on the machine disturbs less. It holds if both do.
 
-Run: python benchmarks/method_memory.py       (about three minutes on 2 cores; writes results/method_memory.json)
+Run: python benchmarks/method_memory.py       (about seven minutes on 2 cores; writes results/method_memory.json)
 """
 
 from __future__ import annotations
