@@ -136,7 +136,7 @@ def _drop_dead(graph: torch.fx.Graph, bound: Mapping[str, str]) -> set[str]:
         if not kept.isdisjoint(node.users):
             kept.add(node)
         node.meta["dead"] = node not in live
-        if node.op == "call_function" and node not in live | kept:
+        if node.op == "call_function" and node not in live and node not in kept:
             graph.erase_node(node)
     return {bound[str(node.target)] for node in idle}
 
