@@ -37,6 +37,8 @@ def test_a_method_grows_every_group_of_the_zoo(method, name):
     graph = auxin.trace(model, inputs)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss_of(model, inputs).backward()
+    idle = {n for n, p in model.named_parameters() if p.grad is None}
+    assert not idle or name == "thrown_away"
     optimizer.step()
     optimizer.zero_grad()
     reference = [out.detach() for out in call(model, inputs)]
@@ -44,9 +46,8 @@ def test_a_method_grows_every_group_of_the_zoo(method, name):
         if case.hard_coded and group.name == "conv":
             continue
         before = graph[group.name].size
-        named = {slot.parameter for slot in group.slots}
-        trained = {n: optimizer.state[p] for n, p in model.named_parameters() if n in named and p in optimizer.state}
-        old = {name: state["exp_avg"].clone() for name, state in trained.items()}
+        moments = {slot.parameter for slot in group.slots} - idle
+        old = {n: optimizer.state[p]["exp_avg"].clone() for n, p in model.named_parameters() if n in moments}
         event = auxin.widen(
             model, group.name, 2, graph=graph, method=method, optimizer=optimizer, seed=1, **data(inputs)
         )
