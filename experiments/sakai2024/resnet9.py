@@ -1,5 +1,7 @@
 """ResNet-9, a net with a well-known recipe for CIFAR-10: what do these images give a larger net?"""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 
@@ -30,26 +32,27 @@ class ResNet9(nn.Module):
 
     Args:
         num_classes: Number of classes.
-        width: Channels of the first convolution; the last stage has eight times as many.
+        width: Channels of the first convolution; the next stages have two, four and eight times as many. Or the four numbers.
         in_channels: 3 for colour, 1 for grey images.
 
     Reference:
         D. Page, How to Train Your ResNet 4: Architecture (2018). There: 94 % after 24 epochs.
     """
 
-    def __init__(self, num_classes: int = 10, width: int = 64, in_channels: int = 3) -> None:
+    def __init__(self, num_classes: int = 10, width: int | Sequence[int] = 64, in_channels: int = 3) -> None:
         super().__init__()
+        a, b, c, d = [width, 2 * width, 4 * width, 8 * width] if isinstance(width, int) else width
         self.features = nn.Sequential(
-            block(in_channels, width),
-            block(width, 2 * width, pool=True),
-            Residual(2 * width),
-            block(2 * width, 4 * width, pool=True),
-            block(4 * width, 8 * width, pool=True),
-            Residual(8 * width),
+            block(in_channels, a),
+            block(a, b, pool=True),
+            Residual(b),
+            block(b, c, pool=True),
+            block(c, d, pool=True),
+            Residual(d),
             nn.AdaptiveMaxPool2d(1),
             nn.Flatten(),
         )
-        self.classifier = nn.Linear(8 * width, num_classes, bias=False)
+        self.classifier = nn.Linear(d, num_classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
