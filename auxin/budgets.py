@@ -30,6 +30,7 @@ class Amount:
             of the whole model's: groups share weights, so that a group has no number of its own.
         groups: Names of the groups that may grow; None means every growable one.
         allow_inexact: Whether groups whose growth changes the function take part.
+        multiple_of: What the channels of a group that grows shall be a multiple of.
     """
 
     value: float
@@ -38,6 +39,7 @@ class Amount:
     scope: Scope = "per_group"
     groups: tuple[str, ...] | None = None
     allow_inexact: bool = False
+    multiple_of: int = 1
 
     def __post_init__(self) -> None:
         if self.of not in ("neurons", "parameters", "flops"):
@@ -46,6 +48,10 @@ class Amount:
             raise ConfigError(f"A budget is per_group or global, not {self.scope!r}.")
         if type(self.value) not in (int, float) or not 0 < self.value < math.inf:
             raise ConfigError(f"A budget must be a number above 0, not {self.value!r}.")
+        if type(self.multiple_of) is not int or self.multiple_of < 1:
+            raise ConfigError(f"multiple_of must be a whole number of 1 or more, not {self.multiple_of!r}.")
+        if self.multiple_of > 1 and (self.of, self.scope) != ("neurons", "per_group"):
+            raise ConfigError("multiple_of rounds what each group gets: it needs of='neurons' and scope='per_group'.")
 
     def allocate(self, graph: Graph) -> dict[str, int]:
         """Return the number of units to add to each group; groups that stay as they are are absent."""
@@ -67,9 +73,14 @@ class Amount:
             return {group.name: group.size for group in graph.growable(self.allow_inexact)}
         return {name: graph[name].size for name in self.groups}
 
+    def step(self, graph: Graph, name: str) -> int:
+        """Return what the number of a group's units is to be a multiple of, so that its channels are."""
+        return self.multiple_of // math.gcd(self.multiple_of, graph.channels(name))
+
     def _alone(self, graph: Graph, name: str, size: int) -> int:
         if self.of == "neurons":
-            return max(1, round_half_up(self.value * size)) if self.relative else round_half_up(self.value)
+            more = max(1, round_half_up(self.value * size)) if self.relative else round_half_up(self.value)
+            return _to_multiple(size, more, self.step(graph, name))
         measure = _measure(graph, self.of)
         limit = measure({}) + self.value
         # More than proportional to the units where a group reads its own kind, so the amount is bisected.
@@ -97,6 +108,11 @@ class Amount:
         return _fill(wanted, sizes, lambda units: measure(_plus(sizes, units)) <= limit)
 
 
+def _to_multiple(size: int, more: int, step: int) -> int:
+    """Return the addition nearest to ``more`` (at least one unit) that makes a size a multiple of a step."""
+    return max(round_half_up((size + more) / step), size // step + 1) * step - size if more else 0
+
+
 def _measure(graph: Graph, of: str) -> Callable[[Mapping[str, int]], float]:
     return graph.num_parameters if of == "parameters" else graph.flops
 
@@ -114,11 +130,13 @@ def _fill(
     sizes: Mapping[str, int],
     fits: Callable[[Mapping[str, int]], bool],
     wish: Mapping[str, int] | None = None,
+    steps: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Add single units, smallest groups first, as long as they fit, one to each group at the most."""
+    """Add a single unit (or step) to each group, smallest groups first, as long as they fit."""
     result = dict(units)
     for name in sorted(result, key=lambda n: sizes[n]):
-        more = {**result, name: result[name] + 1}
+        step = (steps or {}).get(name, 1)
+        more = {**result, name: result[name] + step - (sizes[name] + result[name]) % step}
         if (wish is None or more[name] <= wish[name]) and fits(more):
             result = more
     return result
@@ -146,6 +164,7 @@ def ratio(
     scope: Scope = "per_group",
     groups: Sequence[str] | None = None,
     allow_inexact: bool = False,
+    multiple_of: int = 1,
 ) -> Amount:
     """Grow by a fraction of what is there.
 
@@ -160,6 +179,8 @@ def ratio(
             the parameters or FLOPs is one of the whole model's, for which ``per_group`` grows all groups alike.
         groups: Names of the groups that may grow; every growable one if None.
         allow_inexact: Whether groups whose growth changes the function take part.
+        multiple_of: What a group's channels become a multiple of, the nearest one above what they are; 8 or 16 suits
+            the kernels of most processors. Of neurons per group only. A head counts as its ``head_dim`` channels.
 
     Returns:
         The budget.
@@ -169,8 +190,10 @@ def ratio(
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> auxin.ratio(0.5).allocate(auxin.trace(model, torch.randn(2, 4)))
         {'0': 4}
+        >>> auxin.ratio(0.5, multiple_of=16).allocate(auxin.trace(model, torch.randn(2, 4)))
+        {'0': 8}
     """
-    return Amount(fraction, True, of, scope, None if groups is None else tuple(groups), allow_inexact)
+    return Amount(fraction, True, of, scope, None if groups is None else tuple(groups), allow_inexact, multiple_of)
 
 
 def count(
@@ -179,6 +202,7 @@ def count(
     scope: Scope = "per_group",
     groups: Sequence[str] | None = None,
     allow_inexact: bool = False,
+    multiple_of: int = 1,
 ) -> Amount:
     """Grow by a number of neurons, parameters or FLOPs.
 
@@ -188,6 +212,8 @@ def count(
         scope: ``per_group`` gives the number to every group; ``global`` to all together.
         groups: Names of the groups that may grow; every growable one if None.
         allow_inexact: Whether groups whose growth changes the function take part.
+        multiple_of: What a group's channels become a multiple of, the nearest one above what they are; 8 or 16 suits
+            the kernels of most processors. Of neurons per group only. A head counts as its ``head_dim`` channels.
 
     Returns:
         The budget.
@@ -200,7 +226,7 @@ def count(
         >>> auxin.count(25, of="parameters", scope="global").allocate(auxin.trace(model, torch.randn(2, 4)))
         {'0': 3}
     """
-    return Amount(number, False, of, scope, None if groups is None else tuple(groups), allow_inexact)
+    return Amount(number, False, of, scope, None if groups is None else tuple(groups), allow_inexact, multiple_of)
 
 
 @dataclass(frozen=True)
@@ -250,20 +276,35 @@ class Cap:
         size = {"parameters": parameters, "flops": flops, "neurons": neurons}[self.of]
         return size <= self.limit and (self.also is None or self.also.allows(parameters, flops, neurons))
 
-    def clip(self, graph: Graph, units: Mapping[str, int]) -> dict[str, int]:
-        """Shrink an allocation, all groups alike, until it fits; empty if not even one unit does."""
+    def clip(
+        self, graph: Graph, units: Mapping[str, int], steps: Mapping[str, int] | None = None
+    ) -> dict[str, int]:  # fmt: skip
+        """Shrink an allocation, all groups alike, until it fits; empty if not even one unit does.
+
+        Args:
+            graph: The model's graph.
+            units: Number of units to add to each group.
+            steps: What the sizes of some groups are to stay multiples of.
+
+        Returns:
+            Number of units to add to each group that still grows.
+        """
         if self.holds(graph, units):
             return dict(units)
+        sizes, steps = {name: graph[name].size for name in units}, steps or {}
+
+        def shrunk(by: float) -> dict[str, int]:
+            wanted = {name: (sizes[name] + int(n * by), steps.get(name, 1)) for name, n in units.items()}
+            return {name: max(0, size - size % step - sizes[name]) for name, (size, step) in wanted.items()}
+
         low, high = 0.0, 1.0
         for _ in range(30):
             middle = (low + high) / 2
-            fits = self.holds(graph, {name: int(by * middle) for name, by in units.items()})
-            low, high = (middle, high) if fits else (low, middle)
-        clipped = {name: int(by * low) for name, by in units.items()}
+            low, high = (middle, high) if self.holds(graph, shrunk(middle)) else (low, middle)
+        clipped = shrunk(low)
         if not self.holds(graph, clipped):
             return {}
-        sizes = {name: graph[name].size for name in units}
-        filled = _fill(clipped, sizes, lambda more: self.holds(graph, more), wish=units)
+        filled = _fill(clipped, sizes, lambda more: self.holds(graph, more), wish=units, steps=steps)
         return {name: by for name, by in filled.items() if by > 0}
 
 

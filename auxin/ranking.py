@@ -28,7 +28,8 @@ def decide(budget: Budget, graph: Graph, cap: Cap | None = None) -> Allocated:
         return budget
     units = budget.allocate(graph)
     if cap is not None:
-        units = cap.clip(graph, units)
+        steps = {name: budget.step(graph, name) for name in units} if isinstance(budget, Amount) else None
+        units = cap.clip(graph, units, steps)
     if not isinstance(budget, Amount):
         return Allocated(units, cap=cap)
     return Allocated(units, budget.scope, budget.of, tuple(budget.sizes(graph)), cap)

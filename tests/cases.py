@@ -584,6 +584,25 @@ class BareAttention(nn.Module):
         return self.head(F.gelu(self.hidden(x + self.attention(x, x, x, need_weights=False)[0])))
 
 
+class ScoredHeads(nn.Module):
+    """Scores by a product and a sum, as graph attention writes them: three heads of four, one score vector each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = 3, 4
+        self.lift = nn.Linear(5, 12)
+        self.score = nn.Parameter(torch.ones(1, 1, 3, 4))
+        self.gate = nn.Linear(12, 7)
+        self.weigh = nn.Parameter(torch.ones(7))
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.lift(x).view(x.shape[0], -1, self.num_heads, self.head_dim)
+        shares = (h * self.score).sum(-1, keepdim=True).softmax(1)
+        y = (shares * h).flatten(2)
+        return self.head(y) * (self.weigh * self.gate(y).tanh()).sum(2)[..., None]
+
+
 class FusedAttention(nn.Module):
     """Fused qkv as timm writes it, on a stream of ten: three heads of four, so 36 rows."""
 
@@ -1165,6 +1184,15 @@ _ALL = (
         (3, 4, 7),
         shape_tied=(("attention.in_proj_weight", 0),),
         notes="the stream may grow by whole heads, since no norm is around it",
+    ),
+    Case(
+        "scored_heads",
+        ScoredHeads,
+        SEQUENCE,
+        (("lift.weight", 0), ("score", 2), ("score", 3), ("gate.weight", 0), ("weigh", 0)),
+        (("head.weight", 0), ("lift.weight", 1), ("score", 0), ("score", 1)),
+        (3, 4, 7),
+        notes="a product and a sum are what einsum is: the parameter reads the units",
     ),
     Case(
         "fused_attention",

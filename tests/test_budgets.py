@@ -9,7 +9,8 @@ import auxin
 from auxin.budgets import Allocated, parse_cap, parse_number
 from auxin.errors import ConfigError
 from auxin.models import vgg16
-from tests.cases import CASES
+from auxin.ranking import decide
+from tests.cases import CASES, FusedAttention
 
 IMAGE = torch.randn(2, 3, 32, 32)
 GRAPH = auxin.trace(vgg16(), IMAGE)
@@ -90,6 +91,46 @@ def test_a_cap_that_is_not_understood_says_how_to_write_it(text):
 def test_senseless_budgets_are_refused(make):
     with pytest.raises(ConfigError):
         make()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 100), st.floats(0.01, 2), st.sampled_from([2, 8, 16]))
+def test_multiples_are_the_nearest_above_the_size(size, fraction, multiple):
+    wanted = max(1, int(fraction * size + 0.5))
+    grown = size + auxin.ratio(fraction, multiple_of=multiple)._alone(GRAPH, "features.0", size)
+    assert grown % multiple == 0 and grown > size
+    assert abs(grown - size - wanted) <= multiple / 2 or grown - size <= multiple
+    assert auxin.ratio(fraction)._alone(GRAPH, "features.0", size) == wanted
+
+
+def test_a_unit_of_several_channels_needs_fewer_for_a_multiple():
+    """Three heads of four channels: the next multiple of eight channels is four heads."""
+    graph = auxin.trace(FusedAttention(), torch.randn(2, 6, 5))
+    heads = next(group.name for group in graph.groups if group.size == 3 and not group.frozen)
+    assert graph.channels(heads) == 4
+    assert auxin.count(1, groups=[heads], multiple_of=8).allocate(graph) == {heads: 1}
+    assert auxin.count(2, groups=[heads], multiple_of=8).allocate(graph) == {heads: 3}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(30_000, 400_000))
+def test_a_cap_is_met_in_multiples_and_not_wasteful(limit):
+    cap = parse_cap(f"params<={limit}")
+    wish = auxin.ratio(2.0, multiple_of=8).allocate(GRAPH)
+    units = decide(auxin.ratio(2.0, multiple_of=8), GRAPH, cap).units
+    sizes = {name: GRAPH[name].size + by for name, by in units.items()}
+    assert GRAPH.num_parameters(sizes) <= limit
+    assert all(size % 8 == 0 for size in sizes.values())
+    if units != wish:
+        one_more = {name: GRAPH[name].size + min(units.get(name, 0) + 8, by) for name, by in wish.items()}
+        assert GRAPH.num_parameters(one_more) > limit
+
+
+@pytest.mark.parametrize("budget", [{"multiple_of": 0}, {"multiple_of": 8, "of": "flops"},
+                                    {"multiple_of": 8, "scope": "global"}, {"multiple_of": 2.0}])  # fmt: skip
+def test_multiples_where_they_have_no_meaning_are_refused(budget):
+    with pytest.raises(ConfigError, match="multiple_of"):
+        auxin.ratio(0.5, **budget)
 
 
 def test_named_groups_only():

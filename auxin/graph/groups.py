@@ -193,6 +193,12 @@ class Graph:
         kept = gather_index(axis, {leaf: torch.cat([old, torch.full((len(parents),), -1)])})
         return copied[kept < 0].tolist()
 
+    def channels(self, group: str) -> int:
+        """Return how many channels of its narrowest layer a unit is: 1 for a neuron, ``head_dim`` for a head."""
+        leaf = self.atom(group)
+        axes = [self.axes[slot.parameter][slot.dim] for slot in self[group].slots]
+        return min(size_with(axis, {leaf: leaf.size + 1}) - axis.size for axis in axes)
+
     def reads_what_it_writes(self, group: str) -> bool:
         """Return whether one parameter axis both computes and reads the group's units (a tied embedding)."""
         return any(self._is_tied(slot) for slot in self[group].slots)

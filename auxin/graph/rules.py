@@ -148,7 +148,7 @@ def dims_of(value: Value, dims: Any) -> list[int]:
 
 
 @rule(
-    "sum", "mean", "amax", "amin", "var", "std", "logsumexp", "all", "any", "prod", "median", "nanmean", "nansum",
+    "mean", "amax", "amin", "var", "std", "logsumexp", "all", "any", "prod", "median", "nanmean", "nansum",
     "max", "min", "argmax", "argmin", "var_mean", "std_mean", "linalg_vector_norm", "norm", "count_nonzero", "aminmax",
 )  # fmt: skip
 def reduce(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:

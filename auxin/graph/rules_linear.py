@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch.fx import Node
 
 from auxin.graph.axes import Axis, product
 from auxin.graph.propagate import Propagator, grouped, rule
-from auxin.graph.rules import broadcast
+from auxin.graph.rules import broadcast, dims_of, reduce
 from auxin.graph.values import Value
 
 
-def contract(p: Propagator, values: Sequence[Value], labels: Sequence[str], out: str) -> Value:
+def contract(
+    p: Propagator, values: Sequence[Value], labels: Sequence[str], out: str, counted: bool = True
+) -> Value:  # fmt: skip
     """Multiply tensors and sum over the labels that the result lacks, as einsum does.
 
     A summed label joins what it reads: with a parameter there, it is that parameter's consumer axis, so that new units
@@ -24,6 +27,7 @@ def contract(p: Propagator, values: Sequence[Value], labels: Sequence[str], out:
         values: The tensors.
         labels: One letter per dimension of each tensor.
         out: The letters of the result.
+        counted: Whether it costs FLOPs.
 
     Returns:
         The result.
@@ -38,7 +42,8 @@ def contract(p: Propagator, values: Sequence[Value], labels: Sequence[str], out:
             else:
                 p.freeze(axis if axis.size == 1 else axes[label], "stretches it from size one")
                 axes[label] = axes[label] if axis.size == 1 else axis
-    _count(p, labels, out, axes)
+    if counted:
+        _count(p, labels, out, axes)
     activations = [value for value in values if not value.pure]
     for i, (value, names) in enumerate(zip(values, labels, strict=True)):
         if not value.pure or (not activations and i == len(values) - 1 and len(values) > 1):
@@ -167,6 +172,35 @@ def tensordot(p: Propagator, a: Value, b: Value, dims_a: Sequence[int], dims_b: 
         right[j] = left[i]
     out = [x for x in left if x not in right] + [x for x in right if x not in left]
     return contract(p, (a, b), ("".join(left), "".join(right)), "".join(out))
+
+
+@rule("sum")
+def summed(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
+    """A sum over dimensions; of a product with a parameter, as in ``(x * w).sum(-1)``, it is what einsum does."""
+    dims = dims_of(x, kwargs.get("dim", args[0] if args else None))
+    factors = _factors(p, dims, len(x.axes))
+    if factors is None:
+        return reduce(p, x, *args, **kwargs)
+    letters = _letters(len(x.axes))
+    labels = [letters[len(letters) - len(value.axes) :] for value in factors]
+    left = "".join(letter for d, letter in enumerate(letters) if d not in dims)
+    y = contract(p, factors, labels, left, counted=False)
+    if len(p.output_shape()) < len(x.axes):
+        return y
+    rest = iter(y.axes)
+    return Value(tuple(p.fresh(1, "a reduced axis") if d in dims else next(rest) for d in range(len(x.axes))))
+
+
+def _factors(p: Propagator, dims: Sequence[int], rank: int) -> tuple[Value, Value] | None:
+    """Return the factors of the product that is summed over some dimension of both, if one of them is a parameter."""
+    node = p.node.args[0]
+    if not isinstance(node, Node) or getattr(node.target, "_opname", None) != "mul":
+        return None
+    a, b = (p.trace.values[n] if isinstance(n, Node) else n for n in node.args)
+    if not isinstance(a, Value) or not isinstance(b, Value) or a.pure == b.pure:
+        return None
+    backs = [d - rank for d in dims if min(len(a.axes), len(b.axes)) >= rank - d]
+    return (a, b) if any(a.axes[back].size == b.axes[back].size > 1 for back in backs) else None
 
 
 @rule("inner")

@@ -293,6 +293,7 @@ class GrowthConfig:
         count: Amount added at each event, such as 8 or "30k".
         of: What ratio and count measure: neurons, parameters or flops.
         scope: "per_group" applies the budget to each width group, "global" to the whole model.
+        multiple_of: Round what each group has after an event to a multiple of so many channels, such as 16, for speed.
         until: Final cap such as "params<=325k", or several with commas between them; null has none.
         allow_inexact: Also grow groups whose growth changes the function.
         carry_state: Keep the optimizer's moments of old units across an event; false starts them anew.
@@ -320,6 +321,7 @@ class GrowthConfig:
     count: int | str = 8
     of: Literal["neurons", "parameters", "flops"] = "neurons"
     scope: Literal["per_group", "global"] = "per_group"
+    multiple_of: int = 1
     until: str | None = None
     allow_inexact: bool = False
     carry_state: bool = True
@@ -333,6 +335,11 @@ class GrowthConfig:
         _require(self.every >= 1, f"growth.every is {self.every}: give at least 1 epoch.")
         _require(self.ratio > 0, f"growth.ratio is {self.ratio}: give a share above 0, such as 0.35.")
         _require(self.count >= 1, f"growth.count is {self.count}: give at least 1.")
+        _require(self.multiple_of >= 1, f"growth.multiple_of is {self.multiple_of}: give 1 or more, such as 16.")
+        _require(
+            self.multiple_of == 1 or (self.of, self.scope) == ("neurons", "per_group"),
+            "growth.multiple_of rounds what each group gets: it needs growth.of neurons and growth.scope per_group.",
+        )
         _require(self.times is None or self.times >= 0, f"growth.times is {self.times}: give 0 or more, or null.")
         _require(self.patience >= 1, f"growth.patience is {self.patience}: give at least 1 epoch.")
         _require(

@@ -151,6 +151,11 @@ def _trigger(
 
 
 def _budget(config: GrowthConfig) -> Budget:
-    if config.budget == "count":
-        return count(int(config.count), of=config.of, scope=config.scope, allow_inexact=config.allow_inexact)
-    return ratio(config.ratio, of=config.of, scope=config.scope, allow_inexact=config.allow_inexact)
+    make, amount = (count, float(config.count)) if config.budget == "count" else (ratio, config.ratio)
+    return make(
+        amount,
+        of=config.of,
+        scope=config.scope,
+        allow_inexact=config.allow_inexact,
+        multiple_of=config.multiple_of,
+    )

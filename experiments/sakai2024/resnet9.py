@@ -32,7 +32,7 @@ class ResNet9(nn.Module):
 
     Args:
         num_classes: Number of classes.
-        width: Channels of the first convolution; the next stages have two, four and eight times as many. Or the four numbers.
+        width: Channels of the first convolution; the next have two, four and eight times as many. Or all four numbers.
         in_channels: 3 for colour, 1 for grey images.
 
     Reference:

@@ -46,6 +46,8 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         (["--schedule.name", "step"], "milestones"),
         (["--data.val_fraction", "1.5"], "between 0 and 1"),
         (["--growth.count", "many"], "325k"),
+        (["--growth.multiple_of", "0"], "such as 16"),
+        (["--growth.multiple_of", "8", "--growth.scope", "global"], "growth.scope per_group"),
         (["--growth.count", "1e400"], "growth.count is 1e400: give a smaller"),
         (["--target.params", "1e400"], "target.params is 1e400: give a smaller"),
         (["--optimizer.betas", "[2, 3]"], "from 0 to below 1"),
