@@ -2,8 +2,8 @@
 
 What `multiple_of` is for. VGG16 of the four sizes that 35 % growth from 16 gives (22, 30, 41, 55) and of the multiples
 of 8 and 16 beside them, on the CPU: forward, loss, backward, SGD with Nesterov momentum, channels_last, in bf16
-autocast and in float32. All widths take turns in every round. Beside the time stands the rate, FLOPs of the step (three times
-those of the forward) by second, which would be the same for all widths if only FLOPs cost time.
+autocast and in float32. All widths take turns in every round. Beside the time stands the rate, FLOPs of the step (three
+times those of the forward) by second, which would be the same for all widths if only FLOPs cost time.
 
 Run: python benchmarks/widths.py              (about four minutes on one core; writes benchmarks/results/widths.json)
 """
