@@ -89,10 +89,10 @@ def _count(p: Propagator, labels: Sequence[str], out: str, axes: dict[str, Axis]
 @rule("linear")
 def linear(p: Propagator, x: Value, weight: Value, bias: Any = None) -> Value:
     """Map x to x Wᵀ + b with W of shape (out, in); x may be a parameter too (queries, a generated weight)."""
-    batch = _letters(len(x.axes) - 1)
+    batch = batch_letters(len(x.axes) - 1)
     labels, out = (f"{batch}I", "OI"), f"{batch}O"
     y = contract(p, (Value(x.axes), weight), labels, out)
-    _bias(p, y.axes[-1], bias)
+    add_bias(p, y.axes[-1], bias)
     p.attribute(nn.Linear, in_features=x.axes[-1], out_features=y.axes[-1])
     # Of a buffer, such as coordinates, it is no parameter but a tensor like any other.
     learnt = weight.pure and any(isinstance(p.tensors[name], nn.Parameter) for name, _ in x.sources)
@@ -102,20 +102,22 @@ def linear(p: Propagator, x: Value, weight: Value, bias: Any = None) -> Value:
 @rule("bilinear")
 def bilinear(p: Propagator, x: Value, z: Value, weight: Value, bias: Any = None) -> Value:
     """Map x and z to Σ x_i W_oij z_j + b_o with W of shape (out, in1, in2)."""
-    batch = _letters(len(x.axes) - 1)
+    batch = batch_letters(len(x.axes) - 1)
     y = contract(p, (x, weight, z), (f"{batch}I", "OIJ", f"{batch}J"), f"{batch}O")
-    _bias(p, y.axes[-1], bias)
+    add_bias(p, y.axes[-1], bias)
     p.attribute(nn.Bilinear, in1_features=x.axes[-1], in2_features=z.axes[-1], out_features=y.axes[-1])
     return y
 
 
-def _bias(p: Propagator, axis: Axis, bias: Any) -> None:
+def add_bias(p: Propagator, axis: Axis, bias: Any) -> None:
+    """Join a bias, if there is one, to the axis of what it is added to."""
     if isinstance(bias, Value):
         p.unify(axis, bias.axes[-1])
         p.tag(bias, -1, "bias")
 
 
-def _letters(n: int) -> str:
+def batch_letters(n: int) -> str:
+    """Return one letter for each of n leading dimensions."""
     return "abcdefghijklmnop"[:n]
 
 
@@ -123,7 +125,7 @@ def _letters(n: int) -> str:
 def matmul(p: Propagator, a: Value, b: Value, *args: Any) -> Value:
     """Batched matrix product; leading dimensions are broadcast."""
     rank_a, rank_b = len(a.axes), len(b.axes)
-    batch = _letters(max(rank_a, rank_b, 2) - 2)
+    batch = batch_letters(max(rank_a, rank_b, 2) - 2)
     left = f"{batch[len(batch) - (rank_a - 2) :] if rank_a > 2 else ''}{'MK' if rank_a > 1 else 'K'}"
     right = f"{batch[len(batch) - (rank_b - 2) :] if rank_b > 2 else ''}{'KN' if rank_b > 1 else 'K'}"
     out = f"{batch}{'M' if rank_a > 1 else ''}{'N' if rank_b > 1 else ''}"
@@ -136,7 +138,7 @@ def addmm(p: Propagator, bias: Value, a: Value, b: Value, *args: Any, **kwargs: 
     """Add a product of matrices to a bias."""
     y = matmul(p, a, b)
     if len(bias.axes) == 1:
-        _bias(p, y.axes[-1], bias)
+        add_bias(p, y.axes[-1], bias)
         return y
     for mine, other in zip(y.axes[-len(bias.axes) :], bias.axes, strict=True):
         if mine.size == other.size:
@@ -166,7 +168,7 @@ def einsum(p: Propagator, equation: str, values: Sequence[Value], *args: Any, **
 @rule("tensordot")
 def tensordot(p: Propagator, a: Value, b: Value, dims_a: Sequence[int], dims_b: Sequence[int], *args: Any) -> Value:
     """Sum over pairs of dimensions; the others of a, then the others of b remain."""
-    letters = _letters(len(a.axes) + len(b.axes))
+    letters = batch_letters(len(a.axes) + len(b.axes))
     left, right = list(letters[: len(a.axes)]), list(letters[len(a.axes) :])
     for i, j in zip(dims_a, dims_b, strict=True):
         right[j] = left[i]
@@ -181,7 +183,7 @@ def summed(p: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
     factors = _factors(p, dims, len(x.axes))
     if factors is None:
         return reduce(p, x, *args, **kwargs)
-    letters = _letters(len(x.axes))
+    letters = batch_letters(len(x.axes))
     labels = [letters[len(letters) - len(value.axes) :] for value in factors]
     left = "".join(letter for d, letter in enumerate(letters) if d not in dims)
     y = contract(p, factors, labels, left, counted=False)
@@ -294,7 +296,7 @@ def _conv(p: Propagator, x: Value, weight: Value, bias: Any, groups: int, transp
         whole = inner
     entering, leaving = (outer, whole) if transposed else (whole, outer)
     p.unify(x.axes[channel], entering)
-    _bias(p, leaving, bias)
+    add_bias(p, leaving, bias)
     sizes = [p.fresh(n, "a spatial size") for n in p.output_shape()[channel + 1 :]]
     spatial = x.axes[channel + 1 :] if transposed else sizes
     p.cost(*x.axes[:channel], *spatial, *weight.axes)
@@ -322,71 +324,6 @@ def embedding_bag(p: Propagator, weight: Value, index: Value, *args: Any) -> tup
     p.attribute(nn.EmbeddingBag, embedding_dim=weight.axes[1])
     _, *rest = p.frozen_like(p.node.meta["val"], "describes bags of rows that are looked up by number")
     return Value((p.fresh(p.output_shape()[0], "a number of bags"), weight.axes[1]), (), "linear"), *rest
-
-
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-"""Blocks of rows in the weights of a recurrent layer, one for each gate."""
-
-
-@rule(*GATES)
-def recurrent(
-    p: Propagator, x: Value, hx: Any, weights: Any, biased: Any, layers: int, dropout: float, train: bool,
-    bidirectional: bool, batch_first: bool = False,
-) -> Any:  # fmt: skip
-    """A recurrent layer: W_ih x + W_hh h + b for (gates·hidden) rows, with one hidden size for all its layers."""
-    if not isinstance(weights, (list, tuple)):  # packed sequences
-        return p._unknown((x, hx, weights, biased), {})
-    name = p.operator_name()
-    states = list(hx) if name == "lstm" else [hx]
-    time, batch = (x.axes[1], x.axes[0]) if batch_first else (x.axes[0], x.axes[1])
-    p.freeze(time, "runs along it")
-    for state in states:
-        p.freeze(state.axes[0], "has one state for each layer")
-        p.unify(state.axes[1], batch)
-    directions = 2 if bidirectional else 1
-    each = len(weights) // (layers * directions)
-    projected = len(states) == 2 and each % 2 == 1
-    hidden, state = states[-1].axes[-1], states[0].axes[-1]
-    if not projected:
-        p.unify(hidden, state)
-    y = x
-    for layer in range(layers):
-        for direction in range(directions):
-            start = (layer * directions + direction) * each
-            inner = Value((*x.axes[:-1], state))
-            _gates(p, GATES[name], y, inner, hidden, weights[start : start + (4 if biased else 2)])
-            if projected:
-                p.unify(state, linear(p, Value((*x.axes[:-1], hidden)), weights[start + each - 1]).axes[-1])
-        out = product(p.fresh(2, "the two directions"), state) if bidirectional else state
-        y = Value((*x.axes[:-1], out))
-    sizes = {"proj_size": state} if projected else {}
-    p.attribute(nn.RNNBase, input_size=x.axes[-1], hidden_size=hidden, **sizes)
-    return (y, *(Value((p.fresh(layers * directions, "one for each layer"), *h.axes[1:])) for h in states))
-
-
-@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-def recurrent_cell(p: Propagator, x: Value, hx: Any, *weights: Any) -> Any:
-    """One step of a recurrent layer."""
-    name = p.operator_name()
-    states = list(hx) if name == "lstm_cell" else [hx]
-    hidden = states[-1].axes[-1]
-    for state in states:
-        p.unify(state.axes[0], x.axes[0])
-        p.unify(state.axes[-1], hidden)
-    _gates(p, GATES[name.removesuffix("_cell")], x, states[0], hidden, weights)
-    p.attribute(nn.RNNCellBase, input_size=x.axes[-1], hidden_size=hidden)
-    return tuple(states) if name == "lstm_cell" else hx
-
-
-def _gates(p: Propagator, gates: int, x: Value, h: Value, hidden: Axis, weights: Sequence[Any]) -> None:
-    """Compute W_ih x + b_ih and W_hh h + b_hh; an index of their rows is a gate and a hidden unit."""
-    biases = [*weights[2:], None, None]
-    rows = grouped(p.fresh(gates, "a fixed number of gates"), hidden) if gates > 1 else hidden
-    batch = _letters(len(x.axes) - 1)
-    for value, weight, bias in zip((x, h), weights[:2], biases, strict=False):
-        y = contract(p, (value, weight), (f"{batch}I", "OI"), f"{batch}O")
-        p.unify(y.axes[-1], rows)
-        _bias(p, y.axes[-1], bias)
 
 
 @rule("scaled_dot_product_attention")

@@ -12,7 +12,16 @@ from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 
 # Importing the rules fills the table that propagation reads.
-from auxin.graph import rules, rules_create, rules_cut, rules_linear, rules_norm, rules_shape, rules_space  # noqa: F401
+from auxin.graph import (  # noqa: F401
+    rules,
+    rules_create,
+    rules_cut,
+    rules_linear,
+    rules_norm,
+    rules_recurrent,
+    rules_shape,
+    rules_space,
+)
 from auxin.graph.axes import Axis, MismatchError, atom, factor_inner, freeze, is_frozen, resolve, unify
 from auxin.graph.capture import capture, clone_tensors, repeats, unwrap
 from auxin.graph.groups import Graph
