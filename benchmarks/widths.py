@@ -3,8 +3,8 @@
 What `multiple_of` is for. VGG16 of the four sizes that 35 % growth from 16 gives (22, 30, 41, 55) and of the multiples
 of 8 and 16 beside them, on the CPU: forward, loss, backward, SGD with Nesterov momentum, channels_last, in bf16
 autocast and in float32. All widths take turns in every round. FLOPs of a step are three times those of the forward.
-Whether the wider net also takes less time is in the file, as a ratio of seconds, and not claimed: of 64 by 55 two runs
-gave 0.84 and 1.16.
+Whether the wider net also takes less time is in the file, as a ratio of seconds, and not claimed: it changes from run
+to run.
 
 Run: python benchmarks/widths.py              (about three minutes on one core; writes benchmarks/results/widths.json)
 """
