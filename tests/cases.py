@@ -603,6 +603,30 @@ class ScoredHeads(nn.Module):
         return self.head(y) * (self.weigh * self.gate(y).tanh()).sum(2)[..., None]
 
 
+class Experts(nn.Module):
+    """Two of three experts for each token, by Python's own branches: those that no token chose are passed over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.gate = nn.Linear(5, 7), nn.Linear(7, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(7, 9), nn.GELU(), nn.Linear(9, 7)) for _ in range(3))
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.lift(x).flatten(0, 1)
+        assert torch.isfinite(h).all()
+        shares, chosen = self.gate(h).softmax(-1).topk(2)
+        y = h.clone()
+        for number, expert in enumerate(self.experts):
+            rows, rank = torch.where(chosen == number)
+            if rows.numel() == 0:
+                continue
+            y[rows] += expert(h[rows]) * shares[rows, rank, None]
+        positive = x.flatten(0, 1).sum(-1) > 0
+        y[positive] = 2 * y[positive]
+        return self.head(y).view(*x.shape[:-1], -1)
+
+
 class FusedAttention(nn.Module):
     """Fused qkv as timm writes it, on a stream of ten: three heads of four, so 36 rows."""
 
@@ -1193,6 +1217,15 @@ _ALL = (
         (("head.weight", 0), ("lift.weight", 1), ("score", 0), ("score", 1)),
         (3, 4, 7),
         notes="a product and a sum are what einsum is: the parameter reads the units",
+    ),
+    Case(
+        "experts",
+        Experts,
+        noise((4, 4, 5)),
+        (("lift.weight", 0), ("gate.weight", 1), ("experts.0.0.weight", 0), ("experts.1.2.weight", 0)),
+        (("head.weight", 0), ("gate.weight", 0)),
+        (7, 9),
+        notes="branches and indices that depend on the values of tensors",
     ),
     Case(
         "fused_attention",

@@ -6,7 +6,8 @@ import copy
 import io
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -17,7 +18,9 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from auxin.errors import TraceError
-from auxin.graph.patches import no_mask_detection
+from auxin.graph.lines import own_line
+from auxin.graph.patches import no_checks_of_distributions, no_mask_detection
+from auxin.graph.readings import NoteReadings, Reading, RepeatReadings
 from auxin.graph.regions import inline_regions
 
 
@@ -233,7 +236,8 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
         the paths of modules that return one bare tensor, and of those that return a tuple with a tensor in front.
 
     Raises:
-        TraceError: If ``torch.export`` cannot capture the forward, or it returns no tensor.
+        TraceError: If ``torch.export`` cannot capture the forward, it returns no tensor, or it looks at values and, for
+            the example, leaves out parameters.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("A ScriptModule cannot grow: its code is fixed. Grow the Python module that it was made from.")
@@ -273,17 +277,19 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
         nn.modules.module.register_module_forward_hook(note),
         model.register_forward_hook(only_tensors),
     ]
+    readings: list[Reading] = []
     try:
-        with kept_buffers(model), evaluation(model), quiet_export(), no_mask_detection():
-            program = torch.export.export(model, args, kwargs or None, strict=False)
+        with kept_buffers(model), evaluation(model), no_mask_detection(), no_checks_of_distributions():
+            program, readings = _export(model, args, kwargs)
     except TraceError:
         raise
     except Exception as error:
+        line = own_line(error)
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        hint = f"; the forward hook of {hooked} runs too: remove it while tracing if it needs numbers" if hooked else ""
+        hint = f"; the forward hook of {hooked} runs too: remove it while tracing if it is what fails" if hooked else ""
         raise TraceError(
-            f"torch.export could not capture {type(model).__name__}: {reason or type(error).__name__}. Check that the "
-            f"example inputs fit the forward and that it has no data-dependent Python control flow{hint}."
+            f"torch.export could not capture {type(model).__name__}{f', at {line}' if line else ''}: "
+            f"{reason or type(error).__name__}. Check that the example inputs fit the forward{hint}."
         ) from error
     finally:
         for hook in hooks:
@@ -303,8 +309,54 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
     }
     for node in program.graph_module.graph.nodes:
         node.meta["constant"] = signature.inputs_to_lifted_tensor_constants.get(str(node.target))
+    if readings:
+        used = {bound.get(str(n.target)) for n in program.graph_module.graph.nodes if n.op == "placeholder" and n.users}
+        _mind_readings(model, readings, used)
     inline_regions(program.graph_module)
     return program.graph_module, bound, bare, first
+
+
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.export.ExportedProgram, list[Reading]]:
+    """Export a model; where that fails for want of numbers, with those that the forward reads for the example."""
+    try:
+        with quiet_export():
+            return torch.export.export(model, args, kwargs or None, strict=False), []
+    except TraceError:
+        raise
+    except Exception as error:
+        given = clone_tensors((args, kwargs))
+        try:
+            with warnings.catch_warnings(action="ignore"), kept_parameters(model), NoteReadings() as noted:
+                model(*given[0], **given[1])
+            if not noted.readings:
+                raise error
+            with quiet_export(), RepeatReadings(noted.readings) as repeated:
+                program = torch.export.export(model, args, kwargs or None, strict=False)
+        except Exception:
+            raise error from None
+        if repeated.left:
+            raise error
+        return program, noted.readings
+
+
+def _mind_readings(model: nn.Module, readings: Iterable[Reading], used: Set[str | None]) -> None:
+    """Warn of a capture that follows one way through the forward; refuse one that leaves out parameters."""
+    name, lines = type(model).__name__, list(dict.fromkeys(reading.line for reading in readings))
+    where = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more lines" if len(lines) > 3 else "")
+    unused = [parameter for parameter, _ in model.named_parameters() if parameter not in used]
+    if unused:
+        raise TraceError(
+            f"The forward of {name} looks at the values of its tensors ({where}), and for the example inputs it "
+            f"leaves out {unused[0]}, so that what reads which units is not known: give an example, such as a larger "
+            "batch, for which it uses every parameter."
+        )
+    warnings.warn(
+        f"The forward of {name} looks at the values of its tensors ({where}): auxin follows what it does for the "
+        "example inputs.",
+        stacklevel=2,
+    )
 
 
 def _hooked(model: nn.Module) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch.distributions import Distribution
 from torch.nn.modules import transformer
 
 
@@ -22,3 +23,14 @@ def no_mask_detection() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = detect
+
+
+@contextmanager
+def no_checks_of_distributions() -> Iterator[None]:
+    """Let a distribution be made without looking whether the values of its parameters are valid."""
+    checks = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks)

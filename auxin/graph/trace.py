@@ -44,6 +44,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
 
     Captures the forward once with ``torch.export`` and propagates, operator by operator, which parameter axes hold the
     same units. The model is not changed, and its training flags, buffers and the random state come back as they were.
+    A forward that looks at the values of its tensors is followed as it goes for the example, with a warning.
 
     Args:
         model: Any ``nn.Module`` (behind ``torch.compile`` too).
@@ -54,7 +55,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
         The graph; ``print(graph)`` shows every width group and depth site.
 
     Raises:
-        TraceError: If the forward cannot be captured.
+        TraceError: If the forward cannot be captured, or for the example decides not to use all parameters.
 
     Example:
         >>> import torch, auxin

@@ -239,7 +239,10 @@ class PerSample:
             for name in sorted(attached):
                 edges = zip(uses, found[len(leaves) :], strict=True)
                 parts = [use.rows[name](b).sum(0) for use, b in edges if name in use.rows]
-                result[name].append(torch.stack(parts).sum(0).reshape(self.parameters[name].shape))
+                tried = self.parameters[name]  # not run for this sample, where a router passes it over
+                result[name].append(
+                    torch.stack(parts).sum(0).reshape(tried.shape) if parts else torch.zeros_like(tried)
+                )
         return result
 
     def _compare(self, probe: Batch) -> None:

@@ -25,6 +25,7 @@ from auxin.graph.capture import (
     restore_buffers,
     unwrap,
 )
+from auxin.graph.lines import resisting_line
 from auxin.surgery.averages import averaged_copies
 from auxin.surgery.blocks import GROWN
 from auxin.surgery.configs import config_sizes, update_configs
@@ -32,7 +33,7 @@ from auxin.surgery.deepen import check_deepen, deepen_model
 from auxin.surgery.missed import missed_size
 from auxin.surgery.param_groups import as_list, check_optimizers
 from auxin.surgery.preserved import compare, require_preserved
-from auxin.surgery.transaction import Transaction, resisting_line
+from auxin.surgery.transaction import Transaction
 from auxin.surgery.widen import Lift, check_widen, set_size, widen_model
 from auxin.types import Change, Deepen, Event, GrowthPlan, Structure, Widen
 

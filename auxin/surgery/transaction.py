@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-
-_PACKAGE = f"{Path(__file__).resolve().parent.parent}{os.sep}"
-_TORCH = f"{Path(torch.__file__).resolve().parent}{os.sep}"
 
 
 class Transaction:
@@ -85,14 +79,3 @@ def _set_data(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:
         tensor.data = torch.empty(0, dtype=detour, device=tensor.device)
     tensor.data = data
     tensor.grad = gradient
-
-
-def resisting_line(error: BaseException) -> str:
-    """Return the innermost line of an error that is the user's own, as ``file:line: code``."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith((_TORCH, _PACKAGE)) and not f.filename.startswith("<")]
-    outside = own or [f for f in frames if not f.filename.startswith(_PACKAGE)] or list(frames)
-    if not outside:
-        return ""
-    frame = outside[-1]
-    return f"{frame.filename}:{frame.lineno}: {frame.line}"

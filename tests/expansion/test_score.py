@@ -124,7 +124,10 @@ def test_scores_equal_dense_solves(form: Any, kind: Any) -> None:
                 assert float(found) == found.value
 
 
-ZOO = ["residual", "shuffle_unit", "unet", "raw_parameters", "tied", "called_twice", "encoder_layer", "two_in_two_out"]
+ZOO = [
+    "residual", "shuffle_unit", "unet", "raw_parameters", "tied", "called_twice", "encoder_layer", "two_in_two_out",
+    "experts",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*ZOO, *(name for name in ("hf_bert", "hf_vit") if name in CASES)])

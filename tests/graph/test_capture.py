@@ -99,13 +99,24 @@ def test_a_script_module_is_refused_with_what_to_grow_instead() -> None:
 
 
 @pytest.mark.parametrize("register", [nn.Module.register_forward_hook, nn.Module.register_forward_pre_hook])
-def test_a_hook_that_needs_numbers_is_named(register: Callable[..., Any]) -> None:
+def test_a_hook_that_needs_memory_is_named(register: Callable[..., Any]) -> None:
     model, x, seen = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4), []
     auxin.deepen(model, "1", graph=auxin.trace(model, x))
-    handle = register(model[2], lambda module, args, *output: seen.append(args[0].detach().numpy()))
+    handle = register(model[2], lambda module, args, *output: seen.append(args[0].data_ptr()))
     with pytest.raises(TraceError, match=r"the forward hook of '2' runs too: remove it while tracing"):
         auxin.trace(model, x)
     handle.remove()
     with pytest.raises(TraceError) as caught:
         auxin.trace(model, torch.randn(2, 5))
     assert "hook" not in str(caught.value)
+
+
+@pytest.mark.parametrize("register", [nn.Module.register_forward_hook, nn.Module.register_forward_pre_hook])
+def test_a_hook_that_needs_numbers_gets_them(register: Callable[..., Any]) -> None:
+    model, x, seen = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4), []
+    register(model[2], lambda module, args, *output: seen.append(args[0].detach().numpy()))
+    with pytest.warns(UserWarning, match="looks at the values of its tensors"):
+        graph = auxin.trace(model, x)
+    assert [group.name for group in graph.growable()] == ["0"]
+    model(x)
+    assert len(seen) > 1 and all((given == seen[-1]).all() for given in seen)

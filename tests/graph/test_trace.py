@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import auxin
-from auxin.errors import ConfigError, FrozenError, TraceError
+from auxin.errors import ConfigError, FrozenError
 from auxin.models import mobilenet_v1, resnet20, vgg16
 from tests.cases import CASES, call, randomise
 
@@ -115,15 +115,6 @@ def test_tracing_leaves_model_flags_buffers_and_random_state_alone():
     assert [m.training for m in model.modules()] == flags
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-
-
-def test_data_dependent_control_flow_is_refused_in_one_sentence():
-    class Branch(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
-
-    with pytest.raises(TraceError, match="could not capture Branch"):
-        auxin.trace(Branch(), torch.ones(2))
 
 
 def test_unknown_names_list_the_known_ones():

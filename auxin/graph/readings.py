@@ -1,0 +1,114 @@
+"""What a forward reads from its tensors while it decides what to do, known while it is captured.
+
+``if h.max() > 10``, ``assert torch.isfinite(h).all()``, ``(expert == 3).nonzero()`` and ``x[mask]`` need numbers, and
+in a capture tensors have none. So the forward runs once with the example, what it reads is noted with the line that
+reads it, and the capture is given the same at the same lines: it follows what the forward does for the example. How
+these numbers come from the units is not followed; where they change with growth, the check before and after sees it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from auxin.graph.lines import running_line
+
+_NUMBERS = {
+    *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__complex__, Tensor.__index__, Tensor.__contains__),
+    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__format__),
+    *(Tensor.is_nonzero, Tensor.equal, Tensor.allclose, torch.is_nonzero, torch.equal, torch.allclose),
+}  # fmt: skip
+_PLACES = {
+    *(Tensor.nonzero, Tensor.argwhere, Tensor.unique, Tensor.unique_consecutive, Tensor.bincount),
+    *(torch.nonzero, torch.argwhere, torch.unique, torch.unique_consecutive, torch.bincount),
+}  # fmt: skip
+"""Functions whose result has a size that depends on the data."""
+
+_MASKED = {Tensor.__getitem__, Tensor.__setitem__}
+
+
+class Reading(NamedTuple):
+    """What a forward took out of its tensors at one place.
+
+    Attributes:
+        reader: The function that took it, such as ``Tensor.item``.
+        line: The line of the user's code that called it.
+        value: What it gave; of an index with masks, where each mask is true.
+    """
+
+    reader: Callable[..., Any]
+    line: str
+    value: Any
+
+
+class NoteReadings(TorchFunctionMode):
+    """Note what a forward reads from its tensors.
+
+    Attributes:
+        readings: What it read, in its order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readings: list[Reading] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        places = _places(args[1]) if func in _MASKED else ()
+        value = func(*args, **(kwargs or {}))
+        if places or _reads(func, args, kwargs):
+            self.readings.append(Reading(func, running_line(), places or value))
+        return value
+
+
+class RepeatReadings(TorchFunctionMode):
+    """Give a forward what it read before, at the lines that read it.
+
+    Attributes:
+        left: What is still to come.
+    """
+
+    def __init__(self, readings: Iterable[Reading]) -> None:
+        super().__init__()
+        self.left = deque(readings)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        masked = func in _MASKED and any(map(_is_mask, _parts(args[1])))
+        known = self.left and self.left[0][:2] == (func, running_line())
+        if known and masked:
+            args = (args[0], _without_masks(args[1], self.left.popleft().value), *args[2:])
+        elif known and _reads(func, args, kwargs):
+            return self.left.popleft().value
+        return func(*args, **(kwargs or {}))
+
+
+def _reads(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
+    where = func is torch.where and len(args) + len(kwargs or {}) == 1
+    return func in _NUMBERS or where or (func in _PLACES and not args[0].is_floating_point())
+
+
+def _parts(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.dtype == torch.bool and part.ndim > 0
+
+
+def _places(index: Any) -> list[tuple[Tensor, ...]]:
+    """Return where each mask of an index is true, as one tensor of positions per dimension."""
+    return [part.nonzero(as_tuple=True) for part in _parts(index) if _is_mask(part)]
+
+
+def _without_masks(index: Any, places: Sequence[tuple[Tensor, ...]]) -> tuple[Any, ...]:
+    """Return an index with positions for masks."""
+    left = deque(places)
+    return tuple(one for part in _parts(index) for one in (left.popleft() if _is_mask(part) else (part,)))
