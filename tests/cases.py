@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 try:
     import transformers
@@ -795,6 +796,22 @@ class Recurrent(nn.Module):
         return self.head(F.gelu(self.hidden(y)))
 
 
+class Packed(nn.Module):
+    """Sequences of two lengths, packed for a recurrent layer that runs both ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(3, 5)
+        self.gru = nn.GRU(5, 6, batch_first=True, bidirectional=True)
+        self.hidden, self.head = nn.Linear(12, 10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        kept = lengths.clamp(min=1).cpu()
+        packed = pack_padded_sequence(F.gelu(self.before(x)), kept, batch_first=True, enforce_sorted=False)
+        y = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        return self.head(F.gelu(self.hidden(y)))
+
+
 class Thrown(nn.Module):
     """Gated convolutions whose skips are the output: the last residual path is computed and thrown away (WaveNet)."""
 
@@ -1311,6 +1328,15 @@ _ALL = (
         (("hidden.weight", 0), ("lstm.weight_ih_l0", 0), ("lstm.weight_hh_l0", 1), ("before.weight", 0)),
         (("before.weight", 1), ("head.weight", 0)),
         (5, 6, 10),
+    ),
+    Case(
+        "packed",
+        Packed,
+        lambda: (*noise((2, 4, 3))(), torch.tensor([2, 4])),
+        (("hidden.weight", 0), ("gru.weight_ih_l0", 0), ("gru.weight_hh_l0_reverse", 1), ("before.weight", 0)),
+        (("before.weight", 1), ("head.weight", 0)),
+        (5, 6, 10),
+        notes="how many samples each step has depends on the data",
     ),
     Case(
         "thrown_away",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import auxin
 from auxin.budgets import parse_cap
-from auxin.errors import CheckpointError, ConfigError, FrozenError, TraceError
+from auxin.errors import CheckpointError, ConfigError, FrozenError
 from auxin.methods.firefly import Firefly
 from auxin.methods.net2net import Net2Net
 from auxin.methods.random import Random
@@ -73,23 +73,6 @@ def test_a_tensor_that_is_no_buffer_is_named() -> None:
     assert auxin.trace(Masked(), X)["a"].frozen == "it meets the tensor 'mask' of fixed size; register that as a buffer"
     with pytest.raises(ConfigError, match="register that as a buffer"):
         auxin.Grower(Masked(), None, X, budget=auxin.ratio(0.5))
-
-
-class Packs(nn.Module):
-    """Packs its sequences."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.LSTM(6, 8, batch_first=True)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        return self.layer(packed)[1][0]
-
-
-def test_packed_sequences_are_said_to_be_what_cannot_be_followed() -> None:
-    with pytest.raises(TraceError, match=r"packs sequences .* on the padded tensor instead"):
-        auxin.trace(Packs(), (torch.randn(2, 5, 6), torch.tensor([5, 3])))
 
 
 @pytest.mark.parametrize("loader, loss_fn, words", [

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from auxin.errors import TraceError
@@ -265,15 +264,7 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
             )
         return tensors
 
-    def refuse_packed(module: nn.Module, args: Any) -> None:
-        if any(isinstance(arg, PackedSequence) for arg in args):
-            raise TraceError(
-                f"The forward of {type(model).__name__} packs sequences (torch.nn.utils.rnn), whose sizes depend on "
-                "the data: run the recurrent layer on the padded tensor instead."
-            )
-
     hooks = [
-        nn.modules.module.register_module_forward_pre_hook(refuse_packed),
         nn.modules.module.register_module_forward_hook(note),
         model.register_forward_hook(only_tensors),
     ]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from auxin.graph.lines import running_line
+from auxin.graph.packed import PACKED, follow, is_packed, samples_at_each_step
 
 _NUMBERS = {
     *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__complex__, Tensor.__index__, Tensor.__contains__),
@@ -30,6 +31,7 @@ _PLACES = {
 """Functions whose result has a size that depends on the data."""
 
 _MASKED = {Tensor.__getitem__, Tensor.__setitem__}
+_MAKERS = {torch.zeros, torch.ones, torch.empty}
 
 
 class Reading(NamedTuple):
@@ -38,7 +40,8 @@ class Reading(NamedTuple):
     Attributes:
         reader: The function that took it, such as ``Tensor.item``.
         line: The line of the user's code that called it.
-        value: What it gave; of an index with masks, where each mask is true.
+        value: What it gave; of an index with masks, where each mask is true; of packed sequences, the samples at each
+            step; of a new tensor whose size a tensor gives, its shape.
     """
 
     reader: Callable[..., Any]
@@ -60,10 +63,15 @@ class NoteReadings(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        places = _places(args[1]) if func in _MASKED else ()
+        if not _is_reading(func, args, kwargs or {}):
+            return func(*args, **(kwargs or {}))
+        places = _places(args[1]) if func in _MASKED else []
         value = func(*args, **(kwargs or {}))
-        if places or _reads(func, args, kwargs):
-            self.readings.append(Reading(func, running_line(), places or value))
+        if func in PACKED:
+            noted: Any = samples_at_each_step(func, args, value)
+        else:
+            noted = places or (value.shape if func in _MAKERS else value)
+        self.readings.append(Reading(func, running_line(), noted))
         return value
 
 
@@ -81,22 +89,34 @@ class RepeatReadings(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        masked = func in _MASKED and any(map(_is_mask, _parts(args[1])))
-        known = self.left and self.left[0][:2] == (func, running_line())
-        if known and masked:
-            args = (args[0], _without_masks(args[1], self.left.popleft().value), *args[2:])
-        elif known and _reads(func, args, kwargs):
-            return self.left.popleft().value
-        return func(*args, **(kwargs or {}))
+        known = self.left and _is_reading(func, args, kwargs or {}) and self.left[0][:2] == (func, running_line())
+        if not known:
+            return func(*args, **(kwargs or {}))
+        noted = self.left.popleft().value
+        if func in PACKED:
+            return follow(func, args, kwargs or {}, noted)
+        if func in _MAKERS:
+            return func(noted, **(kwargs or {}))
+        if func in _MASKED:
+            return func(args[0], _without_masks(args[1], noted), *args[2:])
+        return noted
 
 
-def _reads(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
-    where = func is torch.where and len(args) + len(kwargs or {}) == 1
-    return func in _NUMBERS or where or (func in _PLACES and not args[0].is_floating_point())
+def _is_reading(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a call needs to know what a tensor holds."""
+    if func in _MASKED:
+        return any(map(_is_mask, _parts(args[1])))
+    if func in _MAKERS:
+        return any(isinstance(size, Tensor) for size in _parts(*args))
+    if func in PACKED:
+        return is_packed(func, args)
+    if func is torch.where:
+        return len(args) + len(kwargs) == 1
+    return func in _NUMBERS or (func in _PLACES and not args[0].is_floating_point())
 
 
-def _parts(index: Any) -> tuple[Any, ...]:
-    return index if isinstance(index, tuple) else (index,)
+def _parts(*given: Any) -> tuple[Any, ...]:
+    return tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
 
 
 def _is_mask(part: Any) -> bool:

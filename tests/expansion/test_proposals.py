@@ -174,7 +174,8 @@ def test_a_block_called_with_more_arguments_is_not_copied_for_a_score() -> None:
 
 ZOO = (
     "residual", "channel_shuffle", "grouped", "group_norm", "squeeze_excite", "conv1d",
-    "grouped_query_sdpa", "raw_parameters", "two_in_two_out", "called_twice", "token_batch_norm", "experts", "hf_llama",
+    "grouped_query_sdpa", "raw_parameters", "two_in_two_out", "called_twice", "token_batch_norm", "experts",
+    "packed", "hf_llama",
 )  # fmt: skip
 
 

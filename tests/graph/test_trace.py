@@ -13,7 +13,7 @@ from tests.cases import CASES, call, randomise
 # Attention and recurrence are counted by formula; torch's counter does not see the CPU kernels, nor bilinear layers.
 UNCOUNTED = {
     "encoder_layer", "bare_attention", "fused_attention", "grouped_query_repeat", "grouped_query_sdpa", "lstm",
-    "bilinear", "hf_vit", "hf_bert", "hf_gpt2", "hf_llama",
+    "packed", "bilinear", "hf_vit", "hf_bert", "hf_gpt2", "hf_llama",
 }  # fmt: skip
 
 
