@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from auxin.errors import TraceError
@@ -53,18 +54,28 @@ def tensors_of(output: Any) -> list[Tensor]:
     return found
 
 
-@torch.no_grad()
 def outputs_of(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
     """Return the tensors of a model's output in eval mode.
 
     Args:
         model: The model.
         inputs: Positional and keyword arguments; they stay as they are.
+
+    Raises:
+        RuntimeError: What the forward raises, among others.
     """
-    args, kwargs = clone_tensors(inputs)
     # A compiled forward does not know what has been inserted since.
     with evaluation(model), torch.compiler.set_stance("force_eager"):
-        return tensors_of(model(*args, **kwargs))
+        try:
+            args, kwargs = clone_tensors(inputs)
+            with torch.no_grad():
+                return tensors_of(model(*args, **kwargs))
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+        args, kwargs = clone_tensors(inputs)
+        with torch.enable_grad():  # it differentiates something itself
+            return [tensor.detach() for tensor in tensors_of(model(*args, **kwargs))]
 
 
 def repeats(tensor: Tensor, dim: int) -> bool:
@@ -241,6 +252,9 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("A ScriptModule cannot grow: its code is fixed. Grow the Python module that it was made from.")
     refuse_sharded(model)
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise TraceError(f"The parameter {lazy[0]} has no size yet: run the model once before it is traced.")
     args, kwargs = clone_tensors(normalise_inputs(example_inputs))
     hooked = _hooked(model)
     paths: dict[int, list[str]] = {}
@@ -334,17 +348,21 @@ def _export(
 
 def _mind_readings(model: nn.Module, readings: Iterable[Reading], used: Set[str | None]) -> None:
     """Warn of a capture that follows one way through the forward; refuse one that leaves out parameters."""
-    name, lines = type(model).__name__, list(dict.fromkeys(reading.line for reading in readings))
-    where = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more lines" if len(lines) > 3 else "")
+    looks = [reading for reading in readings if reading.reader is not torch.autograd.grad]  # that one is followed
+    if not looks:
+        return
+    name, lines = type(model).__name__, [line for line in dict.fromkeys(look.line for look in looks) if line]
+    more = f"; and {len(lines) - 3} more lines" if len(lines) > 3 else ""
+    where = f" ({'; '.join(lines[:3])}{more})" if lines else ""  # typed in by hand
     unused = [parameter for parameter, _ in model.named_parameters() if parameter not in used]
     if unused:
         raise TraceError(
-            f"The forward of {name} looks at the values of its tensors ({where}), and for the example inputs it "
+            f"The forward of {name} looks at the values of its tensors{where}, and for the example inputs it "
             f"leaves out {unused[0]}, so that what reads which units is not known: give an example, such as a larger "
             "batch, for which it uses every parameter."
         )
     warnings.warn(
-        f"The forward of {name} looks at the values of its tensors ({where}): auxin follows what it does for the "
+        f"The forward of {name} looks at the values of its tensors{where}: auxin follows what it does for the "
         "example inputs.",
         stacklevel=2,
     )

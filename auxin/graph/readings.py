@@ -4,6 +4,7 @@
 in a capture tensors have none. So the forward runs once with the example, what it reads is noted with the line that
 reads it, and the capture is given the same at the same lines: it follows what the forward does for the example. How
 these numbers come from the units is not followed; where they change with growth, the check before and after sees it.
+Gradients that the forward takes of itself are among what a capture cannot compute.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ class RepeatReadings(TorchFunctionMode):
             return func(noted, **(kwargs or {}))
         if func in _MASKED:
             return func(args[0], _without_masks(args[1], noted), *args[2:])
+        if func is torch.autograd.grad:
+            return _gradients(args[0], args[1])
         return noted
 
 
@@ -112,7 +115,18 @@ def _is_reading(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
         return is_packed(func, args)
     if func is torch.where:
         return len(args) + len(kwargs) == 1
+    if func is torch.autograd.grad:
+        return True
     return func in _NUMBERS or (func in _PLACES and not args[0].is_floating_point())
+
+
+def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return what stands for gradients in a capture: tensors of the inputs' shapes that need the outputs.
+
+    Where new units leave the outputs as they are, for all inputs, they leave the gradients as they are.
+    """
+    needed = torch.stack([output.sum() for output in outputs]).sum()
+    return tuple(torch.zeros_like(one) + 0 * needed for one in inputs)
 
 
 def _parts(*given: Any) -> tuple[Any, ...]:

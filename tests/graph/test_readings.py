@@ -107,6 +107,39 @@ def test_a_policy_that_returns_a_distribution_grows_without_a_warning() -> None:
     assert auxin.widen(model, "body", 2, graph=graph).max_change < 1e-6
 
 
+def test_a_forward_that_differentiates_itself_grows_without_a_warning() -> None:
+    class Forces(nn.Module):
+        """An energy of positions, and the forces: minus its gradient."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.energy = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 1)
+
+        def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+            positions = positions.requires_grad_()
+            energy = self.energy(self.second(self.first(positions).tanh()).tanh()).sum()
+            (slope,) = torch.autograd.grad(energy, positions, create_graph=True)
+            return energy, -slope
+
+    model, positions = Forces().double(), torch.randn(5, 3, dtype=torch.float64)
+    with warnings.catch_warnings(action="error"):
+        graph = auxin.trace(model, positions)
+    assert [group.name for group in graph.growable()] == ["first", "second"]
+    before = [y.detach() for y in model(positions.clone())]
+    for method in ("random", "net2net"):
+        for name in ("first", "second"):
+            auxin.widen(model, name, 2, graph=graph, method=method)
+    assert model.second.weight.shape == (10, 12) and not positions.requires_grad
+    for now, then in zip(model(positions.clone()), before, strict=True):
+        assert torch.allclose(now, then, atol=1e-12)
+
+
+def test_a_lazy_layer_has_to_run_first() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(TraceError, match=r"0\.weight has no size yet: run the model once"):
+        auxin.trace(model, torch.randn(2, 4))
+
+
 class Exits(nn.Module):
     """Leaves early where it is sure, by a head of its own."""
 
