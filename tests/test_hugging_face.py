@@ -57,6 +57,26 @@ def test_a_language_model_with_its_cache_grows_wherever_it_says_it_can(name: str
     assert (after - before).abs().max() < 1e-10 * max(1.0, float(before.abs().max()))
 
 
+def test_experts_in_one_tensor_grow_and_are_saved_as_one_of_its_class(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    # torch's grouped product takes rows of whole 16 bytes.
+    experts = {"intermediate_size": 24, "num_local_experts": 4, "num_experts_per_tok": 2}
+    config = {**GROUPED, "num_hidden_layers": 2, **experts}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**config)).eval()
+    ids = torch.randint(3, 50, (2, 9))
+    before = model(ids).logits
+    graph = auxin.trace(model, {"input_ids": ids})
+    names = [group.name for group in graph.growable() if "experts" in group.name]
+    assert len(names) == 2 and {graph[name].size for name in names} == {24}
+    for name, method in zip(names, ("random", "net2net"), strict=True):
+        assert model.config.intermediate_size == 24, "one number cannot describe two sizes"
+        auxin.widen(model, name, 4, graph=graph, method=method)
+    assert model.config.intermediate_size == 28
+    model.save_pretrained(tmp_path)
+    again = transformers.MixtralForCausalLM.from_pretrained(tmp_path)
+    assert (again(ids).logits - before).abs().max() < 1e-5
+
+
 def test_the_caches_of_a_model_that_grew_still_generate() -> None:
     """Generating token by token with the cache gives what whole forwards give."""
     torch.manual_seed(0)

@@ -341,9 +341,7 @@ def _export(
                 program = torch.export.export(model, args, kwargs or None, strict=False)
         except Exception:
             raise error from None
-        if repeated.left:
-            raise error
-        return program, noted.readings
+        return program, repeated.given
 
 
 def _mind_readings(model: nn.Module, readings: Iterable[Reading], used: Set[str | None]) -> None:

@@ -23,11 +23,12 @@ from auxin.types import Role
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
-"""One rule per aten operator, by its name without overload, in-place variants under the same name."""
+"""One rule per operator, by its name without overload, in-place variants under the same name; ``space::name`` where it
+is not one of aten's."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a propagation rule for the named aten operators."""
+    """Register a propagation rule for the named operators."""
 
     def register(function: Rule) -> Rule:
         for name in names:
@@ -280,7 +281,7 @@ class Propagator:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return self._unknown(args, kwargs)
         namespace = str(getattr(node.target, "namespace", ""))
-        found = RULES.get(name) if namespace == "aten" else None
+        found = RULES.get(name if namespace == "aten" else f"{namespace}::{name}")
         if found is None:
             return self._unknown(args, kwargs)
         try:

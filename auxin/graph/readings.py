@@ -79,21 +79,27 @@ class NoteReadings(TorchFunctionMode):
 class RepeatReadings(TorchFunctionMode):
     """Give a forward what it read before, at the lines that read it.
 
+    What a capture does not ask for is passed over: libraries leave out their checks there.
+
     Attributes:
-        left: What is still to come.
+        given: What was given.
     """
 
     def __init__(self, readings: Iterable[Reading]) -> None:
         super().__init__()
-        self.left = deque(readings)
+        self._left = deque(readings)
+        self.given: list[Reading] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        known = self.left and _is_reading(func, args, kwargs or {}) and self.left[0][:2] == (func, running_line())
-        if not known:
+        place = (func, running_line()) if _is_reading(func, args, kwargs or {}) else None
+        if place is None or not any(reading[:2] == place for reading in self._left):
             return func(*args, **(kwargs or {}))
-        noted = self.left.popleft().value
+        while (reading := self._left.popleft())[:2] != place:
+            pass
+        self.given.append(reading)
+        noted = reading.value
         if func in PACKED:
             return follow(func, args, kwargs or {}, noted)
         if func in _MAKERS:

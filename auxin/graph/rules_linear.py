@@ -133,6 +133,16 @@ def matmul(p: Propagator, a: Value, b: Value, *args: Any) -> Value:
     return Value(y.axes, y.sources, "linear" if b.pure and not a.pure else None)
 
 
+@rule("_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_mm(p: Propagator, x: Value, weight: Value, offs: Any = None, bias: Any = None, *args: Any) -> Any:
+    """Multiply groups of rows by a matrix each, as experts do: x (rows, in) by W (groups, in, out) is (rows, out)."""
+    if len(x.axes) != 2 or len(weight.axes) != 3 or bias is not None:
+        return p._unknown((x, weight, bias), {})
+    p.freeze(weight.axes[0], "has one matrix for each group of rows")
+    one = Value(weight.axes[1:], tuple((name, dims[1:]) for name, dims in weight.sources))
+    return Value(contract(p, (Value(x.axes), one), ("MK", "KN"), "MN").axes, (), "linear")
+
+
 @rule("addmm", "baddbmm", "addbmm")
 def addmm(p: Propagator, bias: Value, a: Value, b: Value, *args: Any, **kwargs: Any) -> Any:
     """Add a product of matrices to a bias."""

@@ -13,6 +13,8 @@ HIDDEN = re.compile(
     r"(intermediate\.dense|mlp\.fc1|mlp\.c_fc|mlp\.gate_proj|mlp\.up_proj|mlp\.dense_h_to_4h|(^|\.)fc1|ffn\.lin1|wi)$"
 )
 """Modules whose output width is the hidden width of a feed-forward block."""
+EXPERT_FIELDS = ("moe_intermediate_size", "intermediate_size")
+"""The hidden width of experts whose weights are one tensor; the second means other layers where there is the first."""
 HIDDEN_FIELDS = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim")
 HEAD_FIELDS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads")
 
@@ -68,6 +70,12 @@ def _collect(name: str, module: nn.Module, config: Any, sizes: dict[str, set[int
         for field in HIDDEN_FIELDS:
             if isinstance(width, int) and type(getattr(config, field, None)) is int:
                 sizes.setdefault(field, set()).add(width)
+    down = module._parameters.get("down_proj")
+    if down is not None and down.ndim == 3:  # (experts, out, hidden), or (experts, hidden, out)
+        width = down.shape[1] if getattr(module, "is_transposed", False) else down.shape[2]
+        held = [name for name in EXPERT_FIELDS if type(getattr(config, name, None)) is int]
+        if held:
+            sizes.setdefault(held[0], set()).add(width)
     for field in HEAD_FIELDS:
         value = vars(module).get(field)
         if type(value) is int and type(getattr(config, field, None)) is int:
