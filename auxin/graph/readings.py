@@ -31,6 +31,7 @@ _PLACES = {
 }  # fmt: skip
 """Functions whose result has a size that depends on the data."""
 
+_REPEATED = {Tensor.repeat_interleave, torch.repeat_interleave}
 _MASKED = {Tensor.__getitem__, Tensor.__setitem__}
 _MAKERS = {torch.zeros, torch.ones, torch.empty}
 
@@ -42,7 +43,7 @@ class Reading(NamedTuple):
         reader: The function that took it, such as ``Tensor.item``.
         line: The line of the user's code that called it.
         value: What it gave; of an index with masks, where each mask is true; of packed sequences, the samples at each
-            step; of a new tensor whose size a tensor gives, its shape.
+            step; of a new tensor whose size a tensor gives, its shape; of a repetition, which entry comes where.
     """
 
     reader: Callable[..., Any]
@@ -68,10 +69,15 @@ class NoteReadings(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         places = _places(args[1]) if func in _MASKED else []
         value = func(*args, **(kwargs or {}))
+        noted: Any = value
         if func in PACKED:
-            noted: Any = samples_at_each_step(func, args, value)
-        else:
-            noted = places or (value.shape if func in _MAKERS else value)
+            noted = samples_at_each_step(func, args, value)
+        elif func in _MASKED:
+            noted = places
+        elif func in _MAKERS:
+            noted = value.shape
+        elif func in _REPEATED:
+            noted = torch.repeat_interleave(_repeats(args, kwargs or {}))
         self.readings.append(Reading(func, running_line(), noted))
         return value
 
@@ -106,6 +112,9 @@ class RepeatReadings(TorchFunctionMode):
             return func(noted, **(kwargs or {}))
         if func in _MASKED:
             return func(args[0], _without_masks(args[1], noted), *args[2:])
+        if func in _REPEATED:
+            dim = args[2] if len(args) > 2 else (kwargs or {}).get("dim")
+            return args[0].flatten()[noted] if dim is None else args[0].index_select(dim, noted)
         if func is torch.autograd.grad:
             return _gradients(args[0], args[1])
         return noted
@@ -119,11 +128,18 @@ def _is_reading(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
         return any(isinstance(size, Tensor) for size in _parts(*args))
     if func in PACKED:
         return is_packed(func, args)
+    if func in _REPEATED:
+        return isinstance(_repeats(args, kwargs), Tensor)
     if func is torch.where:
         return len(args) + len(kwargs) == 1
     if func is torch.autograd.grad:
         return True
     return func in _NUMBERS or (func in _PLACES and not args[0].is_floating_point())
+
+
+def _repeats(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return how often each entry is repeated: a number, a tensor, or None where it is all there is."""
+    return args[1] if len(args) > 1 else kwargs.get("repeats")
 
 
 def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
