@@ -10,7 +10,9 @@ import io
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from auxin.errors import AuxinError
 
@@ -66,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0 if words else 2
     before, threading.excepthook = threading.excepthook, _thread_failed
+    show, warnings.showwarning = warnings.showwarning, _warn
     try:
         return _run(words[0], words[1:])
     except KeyboardInterrupt as error:
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split())
         return _fail(f"unexpected {type(error).__name__}: {text} (AUXIN_DEBUG=1 shows where).", 2, error)
     finally:
-        threading.excepthook = before
+        threading.excepthook, warnings.showwarning = before, show
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -106,6 +109,16 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
     """Print no traceback of TensorBoard's thread: its writer raises the same error again where the run ends."""
     if os.environ.get("AUXIN_DEBUG") == "1" or not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)
+
+
+def _warn(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Print a warning of auxin's own as one sentence, without the line of code that gives it."""
+    if os.path.dirname(filename).startswith(os.path.dirname(os.path.dirname(__file__))):
+        print(f"auxin: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)
 
 
 def _fail(sentence: str, code: int, error: BaseException) -> int:

@@ -204,3 +204,15 @@ def test_a_forward_that_cannot_be_captured_is_one_sentence(
     error = capsys.readouterr().err
     assert "could not capture Net, at " in error and "if x.data_ptr() > 0" in error and error.count("\n") == 1
     assert not lines
+
+
+def test_a_warning_is_one_sentence_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("looking.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = torch.nn.Linear(3, 5), torch.nn.Linear(5, 2)\n\n    def forward(self, x):\n"
+        "        h = self.a(x)\n        return self.b(h if h.abs().max() < 100 else h / 100)\n"
+    )
+    assert main(["inspect", "looking:Net", "--input", "2,3"]) == 0
+    out, error = capsys.readouterr()
+    assert "1 width groups can grow" in out
+    assert error.startswith("auxin: The forward of Net looks at the values of its tensors (") and error.count("\n") == 1
