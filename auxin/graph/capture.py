@@ -333,7 +333,8 @@ def _export(
     except Exception as error:
         given = clone_tensors((args, kwargs))
         try:
-            with warnings.catch_warnings(action="ignore"), kept_parameters(model), NoteReadings() as noted:
+            eager = torch.compiler.set_stance("force_eager")
+            with eager, warnings.catch_warnings(action="ignore"), kept_parameters(model), NoteReadings() as noted:
                 model(*given[0], **given[1])
             if not noted.readings:
                 raise error
