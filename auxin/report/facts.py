@@ -117,7 +117,8 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     found.append(("versions", _distinct(_versions(one["versions"]) for one in sessions)))
     found.append(("data", _data(result["data"])))
     source = f" ({energy_source(record)})" if energy_source(record) else ""
-    known = "not counted: --train.energy true counts it" if energy is None else short_energy(energy)
+    how = "there was no meter" if config["train"].get("energy") else "--train.energy true counts it"
+    known = f"not counted: {how}" if energy is None else short_energy(energy)
     found.append(("energy", known + source))
     cost = result.get("cost") or {}
     if any(cost.values()):

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,15 @@ def test_the_facts_name_every_session_of_a_resumed_run(grown_run: Path, tmp_path
     assert shown["hardware"].startswith("Another, ") and last["hardware"]["processor"] in shown["hardware"]
     assert shown["versions"].count("torch ") == 1
     assert "trained in" not in dict(facts(read_run(grown_run)))
+
+
+@pytest.mark.parametrize(
+    "wanted, words", [(True, "not counted: there was no meter"), (False, "not counted: --train.energy true counts it")]
+)
+def test_energy_that_was_not_counted_says_why(grown_run: Path, wanted: bool, words: str) -> None:
+    record = read_run(grown_run)
+    assert record.result is not None
+    config = {**record.config, "train": {**record.config["train"], "energy": wanted}}
+    phases = [{**phase, "energy_kwh": None} for phase in record.result["phases"]]
+    shown = facts(replace(record, config=config, result={**record.result, "phases": phases, "energy": None}))
+    assert dict(shown)["energy"] == words
