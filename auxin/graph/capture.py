@@ -282,7 +282,6 @@ def capture(model: nn.Module, example_inputs: Any) -> tuple[torch.fx.GraphModule
         nn.modules.module.register_module_forward_hook(note),
         model.register_forward_hook(only_tensors),
     ]
-    readings: list[Reading] = []
     try:
         with kept_buffers(model), evaluation(model), no_mask_detection(), no_checks_of_distributions():
             program, readings = _export(model, args, kwargs)
